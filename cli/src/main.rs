@@ -1,0 +1,4 @@
+//! The `postrider` binary.
+fn main() -> std::process::ExitCode {
+    postrider_cli::main()
+}

@@ -1,0 +1,2 @@
+//! The Rust client of the Postrider message broker.
+#![forbid(unsafe_code)]

@@ -1,0 +1,3 @@
+//! Wire frames, record batches and error codes.
+#![forbid(unsafe_code)]
+#![deny(clippy::indexing_slicing, clippy::arithmetic_side_effects)]

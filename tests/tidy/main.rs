@@ -1,0 +1,2 @@
+//! Rules of the tree that a compiler does not check.
+fn main() {}
