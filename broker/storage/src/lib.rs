@@ -9,8 +9,27 @@ compile_error!("the broker's storage runs on Linux only");
 pub mod disk;
 pub mod disk_os;
 pub mod disk_sim;
+mod error;
+pub mod format;
 mod map;
+mod options;
+pub mod recovered;
 
 pub use disk::{Disk, DiskFile, DiskMap, OpenMode};
 pub use disk_os::OsDisk;
 pub use disk_sim::SimDisk;
+pub use error::{AppendError, OpenError, ReadError, StoreError};
+pub use format::journal::Damage;
+pub use options::StoreOptions;
+pub use recovered::RecoveryReport;
+
+use postrider_protocol::types::{PartitionId, TopicId};
+
+/// Names a log: a partition of a topic.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct LogKey {
+    /// The topic; nil for the metadata log.
+    pub topic: TopicId,
+    /// The partition.
+    pub partition: PartitionId,
+}
