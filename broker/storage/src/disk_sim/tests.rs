@@ -1,3 +1,5 @@
+//! What the simulated disk may do to unsynced data, and what it never does.
+
 use super::*;
 
 fn write(file: &Arc<dyn DiskFile>, offset: u64, bytes: &[u8]) {
