@@ -1,3 +1,11 @@
-//! The broker as a library.
+//! The broker as a library: sockets, settings, probes, metrics, life cycle.
+//!
+//! `join` holds everything that needs no runtime and is simulated as it stands; the other modules are
+//! the shell around it and the only ones that know tokio. Driven by the command line's `server`.
+
 #[cfg(not(target_os = "linux"))]
 compile_error!("the Postrider broker runs on Linux only; the client crate runs anywhere");
+
+pub mod config;
+
+pub use config::{Config, ConfigError};
