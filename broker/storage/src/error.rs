@@ -49,6 +49,9 @@ pub enum AppendError {
     /// The log was dropped.
     #[error("the log was dropped")]
     Dropped,
+    /// The store is closing: nothing more is stored until the server restarts.
+    #[error("the store is closed")]
+    Closed,
     /// The entry is larger than a segment can hold.
     #[error("the entry is larger than a segment")]
     TooLarge,

@@ -93,10 +93,13 @@ pub struct RecoveredLog {
     pub incarnation: u64,
     /// Class as the last manifest knew it; `Fsync` for a log newer than the manifest.
     pub class: Durability,
-    /// First kept entry and its offset.
+    /// First entry that readers may ask for and its offset; the first segments may lie below it.
     pub start: (EntryIndex, Offset),
-    /// One past the last entry, and the next offset.
+    /// One past the last entry, and the next offset. After a stop that was not clean, a log with a
+    /// reservation ends at the reserved end, and a damage covers the numbers that were skipped.
     pub end: (EntryIndex, Offset),
+    /// Highest reservation seen, in the manifest or the journal; zero when none.
+    pub reserved: (EntryIndex, Offset),
     /// Header crc of the last entry; 0 when none.
     pub chain_crc: u32,
     /// Append time of the last entry.

@@ -1,5 +1,7 @@
 //! Checked little-endian reading and writing for the formats of this crate.
 
+use postrider_protocol::types::Durability;
+
 use super::{FormatError, SECTOR};
 
 /// Reads fields from a slice, front to back; never past its end.
@@ -155,4 +157,23 @@ pub fn open_sector(magic: [u8; 4], bytes: &[u8]) -> Result<(u32, Reader<'_>), Fo
         return Err(FormatError::Crc);
     }
     Ok((crc, reader))
+}
+
+/// Number of a durability class on the disk.
+pub(super) fn class_code(class: Durability) -> u8 {
+    match class {
+        Durability::Fsync => 0,
+        Durability::Replicated => 1,
+        Durability::Memory => 2,
+    }
+}
+
+/// The class of a number on the disk.
+pub(super) fn class_of(code: u8) -> Result<Durability, FormatError> {
+    match code {
+        0 => Ok(Durability::Fsync),
+        1 => Ok(Durability::Replicated),
+        2 => Ok(Durability::Memory),
+        _ => Err(FormatError::Field("durability class")),
+    }
 }

@@ -8,9 +8,9 @@
 //! generation by one. The bytes after the last group belong to an earlier use of the file: an older
 //! generation and older group numbers. The trailer is evidence only; a whole body stands without it.
 
-use postrider_protocol::types::{EntryIndex, Offset, PartitionId, TopicId};
+use postrider_protocol::types::{Durability, EntryIndex, Offset, PartitionId, TopicId};
 
-use super::codec::{Put, Reader, open_sector, seal_sector};
+use super::codec::{Put, Reader, class_code, class_of, open_sector, seal_sector};
 use super::{FormatError, SECTOR, SECTOR_U64, sector_ceil};
 use crate::LogKey;
 
@@ -237,8 +237,9 @@ impl GroupTrailer {
 /// | 4 | Drop | topic, partition, zero u32, incarnation, new incarnation u64 (0 = gone) |
 /// | 5 | Mark | none |
 /// | 6 | Recovery | doubtful u64 (0 or 1) |
-/// | 7 | Trim | topic, partition, zero u32, incarnation, log start index u64, log start offset u64 |
+/// | 7 | Trim | topic, partition, zero u32, incarnation, log start index u64, log start offset u64, release index u64 |
 /// | 8 | Damage | topic, partition, zero u32, incarnation, from index, end index, from offset, end offset (u64 each) |
+/// | 9 | Reserve | topic, partition, class u32, incarnation, end index u64, end offset u64 |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Record<'a> {
     /// A run of consecutive entries of one log and where they belong in its segment.
@@ -274,16 +275,19 @@ pub enum Record<'a> {
         /// An unproven tail was cut, and nobody has repaired it since.
         doubtful: bool,
     },
-    /// Retention moved the start of a log; segments wholly below are released.
+    /// Retention moved the start of a log. Segments wholly below `release_index` are released; those
+    /// between it and the start stay, because a kept snapshot needs their entries.
     Trim {
         /// Topic and partition.
         key: LogKey,
         /// Incarnation of the log.
         incarnation: u64,
-        /// First entry that stays.
+        /// First entry that readers may ask for.
         start_index: EntryIndex,
         /// Its offset.
         start_offset: Offset,
+        /// Not above `start_index`.
+        release_index: EntryIndex,
     },
     /// A range that was acknowledged and cannot be read: stays reported until it is repaired or trimmed.
     Damage {
@@ -293,6 +297,20 @@ pub enum Record<'a> {
         incarnation: u64,
         /// What is lost.
         damage: Damage,
+    },
+    /// A log of a class that demands no sync may have used every number below this end. After a stop
+    /// that was not clean the numbers from the recovered end up to it are lost, never used again.
+    Reserve {
+        /// Topic and partition.
+        key: LogKey,
+        /// Incarnation of the log.
+        incarnation: u64,
+        /// Class of the log.
+        class: Durability,
+        /// One past the last index that may have been used.
+        end_index: EntryIndex,
+        /// One past the last offset that may have been used.
+        end_offset: Offset,
     },
 }
 
@@ -360,6 +378,7 @@ const MARK: u8 = 5;
 const RECOVERY: u8 = 6;
 const TRIM: u8 = 7;
 const DAMAGE: u8 = 8;
+const RESERVE: u8 = 9;
 
 fn put_record(out: &mut Vec<u8>, kind: u8, length: u32) {
     out.put_u8(kind);
@@ -427,11 +446,12 @@ impl<'a> Record<'a> {
                 put_record(out, RECOVERY, 16);
                 out.put_u64(u64::from(*doubtful));
             }
-            Self::Trim { key, incarnation, start_index, start_offset } => {
-                put_record(out, TRIM, 56);
+            Self::Trim { key, incarnation, start_index, start_offset, release_index } => {
+                put_record(out, TRIM, 64);
                 put_log(out, *key, 0, *incarnation);
                 out.put_u64(start_index.0);
                 out.put_u64(start_offset.0);
+                out.put_u64(release_index.0);
             }
             Self::Damage { key, incarnation, damage } => {
                 put_record(out, DAMAGE, 72);
@@ -440,6 +460,12 @@ impl<'a> Record<'a> {
                 out.put_u64(damage.end_index.0);
                 out.put_u64(damage.from_offset.0);
                 out.put_u64(damage.end_offset.0);
+            }
+            Self::Reserve { key, incarnation, class, end_index, end_offset } => {
+                put_record(out, RESERVE, 56);
+                put_log(out, *key, u32::from(class_code(*class)), *incarnation);
+                out.put_u64(end_index.0);
+                out.put_u64(end_offset.0);
             }
         }
         assert!((out.len() - begin).is_multiple_of(8), "record is 8-aligned");
@@ -513,6 +539,7 @@ impl<'a> Record<'a> {
                 incarnation,
                 start_index: EntryIndex(fields.u64()?),
                 start_offset: Offset(fields.u64()?),
+                release_index: EntryIndex(fields.u64()?),
             },
             DAMAGE => Self::Damage {
                 key,
@@ -523,6 +550,13 @@ impl<'a> Record<'a> {
                     from_offset: Offset(fields.u64()?),
                     end_offset: Offset(fields.u64()?),
                 },
+            },
+            RESERVE => Self::Reserve {
+                key,
+                incarnation,
+                class: class_of(u8::try_from(word).unwrap_or(u8::MAX))?,
+                end_index: EntryIndex(fields.u64()?),
+                end_offset: Offset(fields.u64()?),
             },
             _ => return Err(FormatError::Field("record kind")),
         })
@@ -591,6 +625,14 @@ mod tests {
                 incarnation: 1,
                 start_index: EntryIndex(2),
                 start_offset: Offset(3),
+                release_index: EntryIndex(1),
+            },
+            Record::Reserve {
+                key: key(),
+                incarnation: 1,
+                class: Durability::Memory,
+                end_index: EntryIndex(2),
+                end_offset: Offset(3),
             },
             Record::Damage {
                 key: key(),
@@ -607,11 +649,11 @@ mod tests {
         for record in &records {
             record.encode(&mut body);
         }
-        let decoded = decode_records(&body, 8).unwrap();
+        let decoded = decode_records(&body, 9).unwrap();
         assert_eq!(decoded, records);
-        assert!(decode_records(&body, 7).is_err());
+        assert!(decode_records(&body, 8).is_err());
         for cut in 1..body.len() {
-            assert!(decode_records(&body[..cut], 8).is_err(), "cut at {cut}");
+            assert!(decode_records(&body[..cut], 9).is_err(), "cut at {cut}");
         }
     }
 

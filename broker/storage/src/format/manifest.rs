@@ -23,18 +23,18 @@
 //! | 80 | .. | logs |
 //!
 //! A log: topic [16], partition u32, chain crc u32, incarnation u64, class u8, zero [7], log start index
-//! and offset, end index and offset, last append time (u64 each), last seq u64, counts of segments,
-//! snapshots, damages and a zero (u32 each); then segments {file u32, flags u32 (bit 0 sealed), seq,
-//! salt, base index, base offset, end index, end offset, end position, last append time (u64 each), base
-//! chain crc u32, zero u32}; snapshots {pack u32, crc u32, index, position, length (u64 each)}; damages
-//! {from index, end index, from offset, end offset}.
+//! and offset, end index and offset, reserved index and offset, last append time, last seq (u64 each),
+//! counts of segments, snapshots, damages and a zero (u32 each); then segments {file u32, flags u32
+//! (bit 0 sealed), seq, salt, base index, base offset, end index, end offset, end position, last append
+//! time (u64 each), base chain crc u32, zero u32}; snapshots {pack u32, crc u32, index, position, length
+//! (u64 each)}; damages {from index, end index, from offset, end offset}.
 
 use postrider_protocol::types::{
     Durability, EntryIndex, Offset, PartitionId, TimestampMs, TopicId,
 };
 
 use super::FormatError;
-use super::codec::{Put, Reader};
+use super::codec::{Put, Reader, class_code, class_of};
 use super::journal::Damage;
 use crate::LogKey;
 
@@ -42,7 +42,7 @@ const MAGIC: [u8; 4] = *b"PRMF";
 const VERSION: u16 = 1;
 const FIXED: usize = 80;
 /// Fixed bytes before a log's lists.
-const LOG_FIXED: usize = 104;
+const LOG_FIXED: usize = 120;
 const SEGMENT_BYTES: usize = 80;
 const SNAPSHOT_BYTES: usize = 32;
 const DAMAGE_BYTES: usize = 32;
@@ -87,13 +87,16 @@ pub struct ManifestLog {
     pub start: (EntryIndex, Offset),
     /// One past the last entry covered by the checkpoint, and the next offset.
     pub end: (EntryIndex, Offset),
+    /// In a class that demands no sync: every number below may have been used (see
+    /// [`super::journal::Record::Reserve`]). Zero in class `fsync`.
+    pub reserved: (EntryIndex, Offset),
     /// Header crc of the last entry covered; 0 when none.
     pub chain_crc: u32,
     /// Append time of the last entry.
     pub last_time: TimestampMs,
     /// Highest segment seq given out, 0 when none.
     pub last_seq: u64,
-    /// Live segments, rising.
+    /// Live segments, rising. The first ones may lie below `start`: a kept snapshot needs them.
     pub segments: Vec<ManifestSegment>,
     /// Kept snapshots, rising by index.
     pub snapshots: Vec<SnapshotRef>,
@@ -233,23 +236,6 @@ impl Manifest {
     }
 }
 
-fn class_code(class: Durability) -> u8 {
-    match class {
-        Durability::Fsync => 0,
-        Durability::Replicated => 1,
-        Durability::Memory => 2,
-    }
-}
-
-fn class_of(code: u8) -> Result<Durability, FormatError> {
-    match code {
-        0 => Ok(Durability::Fsync),
-        1 => Ok(Durability::Replicated),
-        2 => Ok(Durability::Memory),
-        _ => Err(FormatError::Field("durability class")),
-    }
-}
-
 /// Takes `count` items of `size` bytes each, refusing counts that the remaining bytes cannot hold.
 fn list<'a, T>(
     reader: &mut Reader<'a>,
@@ -275,6 +261,8 @@ impl ManifestLog {
         out.put_u64(self.start.1.0);
         out.put_u64(self.end.0.0);
         out.put_u64(self.end.1.0);
+        out.put_u64(self.reserved.0.0);
+        out.put_u64(self.reserved.1.0);
         out.put_u64(self.last_time.0);
         out.put_u64(self.last_seq);
         out.put_u32(len32(self.segments.len()));
@@ -308,6 +296,7 @@ impl ManifestLog {
         reader.bytes(7)?;
         let start = (EntryIndex(reader.u64()?), Offset(reader.u64()?));
         let end = (EntryIndex(reader.u64()?), Offset(reader.u64()?));
+        let reserved = (EntryIndex(reader.u64()?), Offset(reader.u64()?));
         let last_time = TimestampMs(reader.u64()?);
         let last_seq = reader.u64()?;
         let segments = reader.u32()?;
@@ -320,6 +309,7 @@ impl ManifestLog {
             class,
             start,
             end,
+            reserved,
             chain_crc,
             last_time,
             last_seq,
@@ -402,6 +392,7 @@ mod tests {
                 class: Durability::Memory,
                 start: (EntryIndex(1), Offset(2)),
                 end: (EntryIndex(3), Offset(4)),
+                reserved: (EntryIndex(30), Offset(40)),
                 chain_crc: 5,
                 last_time: TimestampMs(6),
                 last_seq: 2,
