@@ -1,0 +1,47 @@
+//! Owns the fixed bounds of the decisions, with what happens at each, and asserts how they relate. Never
+//! holds a configured value: those come in as arguments. Driven by the other modules.
+
+/// Runs that a producer session remembers per partition. A retry of something older is answered
+/// `SequenceTooOld` (unknown), so a client keeps at most this many batches unconfirmed per partition.
+/// Neighbouring batches that landed in the same millisecond share a run.
+pub const SESSION_RUNS_MAX: usize = 1_024;
+
+/// Producer sessions per partition unless configured. At the bound a new session is refused with
+/// `LimitExceeded`; nobody is evicted early.
+pub const SESSIONS_PER_PARTITION_MAX: usize = 4_096;
+
+/// How long a producer session may be idle before the leader forgets it. A client gives up on a
+/// publish long before (its `delivery_timeout`).
+pub const SESSION_IDLE_MS: u64 = 7 * 24 * 3_600 * 1_000;
+
+/// Sessions that one `ProducerExpire` entry forgets; more go into the next one.
+pub const EXPIRE_BATCH_MAX: usize = 256;
+
+/// Leadership changes that a partition remembers; the oldest is dropped at the bound. Only what lies
+/// below every kept snapshot is ever that old.
+pub const EPOCHS_MAX: usize = 1_024;
+
+/// Sequences that a producer may skip at once: more could not be told from the 31 bits that an
+/// entry stores. Also the bound of a new session's first sequence. Beyond: `UnknownProducer`.
+pub const SEQUENCE_SKIP_MAX: u64 = 1 << 31;
+
+/// Partitions of one topic. Beyond: `InvalidConfig`.
+pub const PARTITIONS_PER_TOPIC_MAX: u32 = 16_384;
+
+/// Durable subscriptions of one topic. Beyond: `SubscriptionLimit`.
+pub const SUBSCRIPTIONS_PER_TOPIC_MAX: usize = 1_024;
+
+/// Topics of a cluster. Beyond: `LimitExceeded`.
+pub const TOPICS_MAX: usize = 100_000;
+
+/// Bytes of a topic's or subscription's name. Beyond: `InvalidTopicName`, `InvalidSubscriptionName`.
+pub const NAME_BYTES_MAX: usize = 200;
+
+/// The largest message that any topic may allow.
+pub const MESSAGE_BYTES_MAX: u32 = 16 << 20;
+
+/// Producer ids granted to a broker by one metadata entry. What is left at a restart is never used.
+pub const PRODUCER_ID_BLOCK: u32 = 1_024;
+
+const _: () = assert!(SESSION_RUNS_MAX >= 1_024, "a client may have 1,024 batches unconfirmed");
+const _: () = assert!(PARTITIONS_PER_TOPIC_MAX <= 16_384, "keys hash to 16,384 slots");

@@ -1,0 +1,330 @@
+//! Owns the bytes of metadata commands. Never judges one. Driven by the image and by whoever appends.
+//!
+//! A body is `u8 version 1 | u8 command | fields in the order of the declaration`, encoded as
+//! `protocol::codec` says; all bytes are consumed. A topic's config is `u32 partitions | u8 kind |
+//! u8 durability | option u64 retention_ms | option u64 retention_bytes | option u32 message_bytes_max`.
+//! Numbers of commands are never reused.
+
+use bytes::{Bytes, BytesMut};
+use postrider_protocol::codec::{DecodeError, Reader, Writer};
+use postrider_protocol::message::{Start, TopicConfig};
+use postrider_protocol::types::{
+    ClusterId, NodeId, ProducerId, StorageId, SubscriptionId, TimestampMs, TopicId,
+};
+
+const COMMAND_VERSION: u8 = 1;
+
+/// What an `AlterTopic` changes; `None` leaves a setting as it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TopicChange {
+    /// Partitions may only be added.
+    pub partitions: Option<u32>,
+    /// The inner `None` is "for ever".
+    pub retention_ms: Option<Option<u64>>,
+    /// Per partition. The inner `None` is "without limit".
+    pub retention_bytes: Option<Option<u64>>,
+    /// The inner `None` is the broker's limit.
+    pub message_bytes_max: Option<Option<u32>>,
+}
+
+/// A change of the metadata.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Command {
+    /// The first command of every cluster.
+    InitCluster {
+        /// Its identity, for ever.
+        cluster: ClusterId,
+    },
+    /// A broker started.
+    RegisterBroker {
+        /// Its number.
+        node: NodeId,
+        /// Its data directory.
+        storage: StorageId,
+        /// Rises with every start; also the leader epoch of what it leads.
+        incarnation: u64,
+        /// Where clients reach it.
+        host: String,
+        /// Where clients reach it.
+        port: u16,
+    },
+    /// A topic begins.
+    CreateTopic {
+        /// Its identity.
+        id: TopicId,
+        /// Its name, free until now.
+        name: String,
+        /// Its settings.
+        config: TopicConfig,
+        /// When.
+        created: TimestampMs,
+    },
+    /// A topic's settings change.
+    AlterTopic {
+        /// Which.
+        id: TopicId,
+        /// What.
+        change: TopicChange,
+    },
+    /// A topic ends, with its messages and subscriptions.
+    DeleteTopic {
+        /// Which.
+        id: TopicId,
+    },
+    /// A broker may hand out producer ids.
+    GrantProducerIds {
+        /// Who.
+        node: NodeId,
+        /// From here on.
+        first: ProducerId,
+        /// How many.
+        count: u32,
+    },
+    /// A durable subscription begins.
+    CreateSubscription {
+        /// Of which topic.
+        topic: TopicId,
+        /// Its identity.
+        id: SubscriptionId,
+        /// Its name, free in the topic until now.
+        name: String,
+        /// Where it begins on the partitions that exist; later ones begin at offset 0.
+        start: Start,
+    },
+    /// A durable subscription ends.
+    DeleteSubscription {
+        /// Of which topic.
+        topic: TopicId,
+        /// Which.
+        id: SubscriptionId,
+    },
+    /// Entry kinds and commands up to this level may be written from now on.
+    SetFeatureLevel {
+        /// Above the one before.
+        level: u32,
+    },
+}
+
+impl Command {
+    /// The body of the entry that carries it.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        let mut out = Writer::new(&mut bytes);
+        out.put(&COMMAND_VERSION);
+        out.put(&self.number());
+        match self {
+            Self::InitCluster { cluster } => out.put(cluster),
+            Self::RegisterBroker { node, storage, incarnation, host, port } => {
+                out.put(node);
+                out.put(storage);
+                out.put(incarnation);
+                out.put(host);
+                out.put(port);
+            }
+            Self::CreateTopic { id, name, config, created } => {
+                out.put(id);
+                out.put(name);
+                put_config(&mut out, config);
+                out.put(created);
+            }
+            Self::AlterTopic { id, change } => {
+                out.put(id);
+                out.put(&change.partitions);
+                out.put(&change.retention_ms);
+                out.put(&change.retention_bytes);
+                out.put(&change.message_bytes_max);
+            }
+            Self::DeleteTopic { id } => out.put(id),
+            Self::GrantProducerIds { node, first, count } => {
+                out.put(node);
+                out.put(first);
+                out.put(count);
+            }
+            Self::CreateSubscription { topic, id, name, start } => {
+                out.put(topic);
+                out.put(id);
+                out.put(name);
+                out.put(start);
+            }
+            Self::DeleteSubscription { topic, id } => {
+                out.put(topic);
+                out.put(id);
+            }
+            Self::SetFeatureLevel { level } => out.put(level),
+        }
+        bytes.freeze()
+    }
+
+    fn number(&self) -> u8 {
+        match self {
+            Self::InitCluster { .. } => 1,
+            Self::RegisterBroker { .. } => 2,
+            Self::CreateTopic { .. } => 3,
+            Self::AlterTopic { .. } => 4,
+            Self::DeleteTopic { .. } => 5,
+            Self::GrantProducerIds { .. } => 6,
+            Self::CreateSubscription { .. } => 7,
+            Self::DeleteSubscription { .. } => 8,
+            Self::SetFeatureLevel { .. } => 9,
+        }
+    }
+
+    /// The command in an entry's body.
+    ///
+    /// # Errors
+    /// The bytes are not one canonical command of a version that this build knows. The broker must not
+    /// go on: it would serve another state than the cluster has.
+    pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(body);
+        if input.take::<u8>()? != COMMAND_VERSION {
+            return Err(DecodeError::Invalid("command version"));
+        }
+        let input = &mut input;
+        let command = match input.take::<u8>()? {
+            1 => Self::InitCluster { cluster: input.take()? },
+            2 => Self::RegisterBroker {
+                node: input.take()?,
+                storage: input.take()?,
+                incarnation: input.take()?,
+                host: input.take()?,
+                port: input.take()?,
+            },
+            3 => Self::CreateTopic {
+                id: input.take()?,
+                name: input.take()?,
+                config: take_config(input)?,
+                created: input.take()?,
+            },
+            4 => Self::AlterTopic {
+                id: input.take()?,
+                change: TopicChange {
+                    partitions: input.take()?,
+                    retention_ms: input.take()?,
+                    retention_bytes: input.take()?,
+                    message_bytes_max: input.take()?,
+                },
+            },
+            5 => Self::DeleteTopic { id: input.take()? },
+            6 => Self::GrantProducerIds {
+                node: input.take()?,
+                first: input.take()?,
+                count: input.take()?,
+            },
+            7 => Self::CreateSubscription {
+                topic: input.take()?,
+                id: input.take()?,
+                name: input.take()?,
+                start: input.take()?,
+            },
+            8 => Self::DeleteSubscription { topic: input.take()?, id: input.take()? },
+            9 => Self::SetFeatureLevel { level: input.take()? },
+            _ => return Err(DecodeError::Invalid("command")),
+        };
+        match input.remaining() {
+            0 => Ok(command),
+            left => Err(DecodeError::Trailing(left)),
+        }
+    }
+}
+
+pub(super) fn put_config(out: &mut Writer<'_>, config: &TopicConfig) {
+    out.put(&config.partitions);
+    out.put(&config.kind);
+    out.put(&config.durability);
+    out.put(&config.retention_ms);
+    out.put(&config.retention_bytes);
+    out.put(&config.message_bytes_max);
+}
+
+pub(super) fn take_config(input: &mut Reader<'_>) -> Result<TopicConfig, DecodeError> {
+    Ok(TopicConfig {
+        partitions: input.take()?,
+        kind: input.take()?,
+        durability: input.take()?,
+        retention_ms: input.take()?,
+        retention_bytes: input.take()?,
+        message_bytes_max: input.take()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use postrider_protocol::types::{Durability, Offset, PartitionId, TopicKind};
+
+    use super::*;
+
+    pub(crate) fn one_of_each() -> Vec<Command> {
+        let topic = TopicId([3; 16]);
+        let id = SubscriptionId([4; 16]);
+        vec![
+            Command::InitCluster { cluster: ClusterId([1; 16]) },
+            Command::RegisterBroker {
+                node: NodeId(1),
+                storage: StorageId([2; 16]),
+                incarnation: 3,
+                host: "localhost".to_string(),
+                port: 7420,
+            },
+            Command::CreateTopic {
+                id: topic,
+                name: "orders".to_string(),
+                config: TopicConfig {
+                    partitions: 3,
+                    kind: TopicKind::Log,
+                    durability: Durability::Memory,
+                    retention_ms: Some(1_000),
+                    retention_bytes: None,
+                    message_bytes_max: Some(7),
+                },
+                created: TimestampMs(5),
+            },
+            Command::AlterTopic {
+                id: topic,
+                change: TopicChange {
+                    partitions: Some(4),
+                    retention_ms: Some(None),
+                    ..TopicChange::default()
+                },
+            },
+            Command::DeleteTopic { id: topic },
+            Command::GrantProducerIds { node: NodeId(1), first: ProducerId(0), count: 9 },
+            Command::CreateSubscription {
+                topic,
+                id,
+                name: "billing".to_string(),
+                start: Start::PerPartition(vec![(PartitionId(0), Offset(4))]),
+            },
+            Command::DeleteSubscription { topic, id },
+            Command::SetFeatureLevel { level: 2 },
+        ]
+    }
+
+    #[test]
+    fn every_command_decodes_to_what_was_encoded() {
+        for command in one_of_each() {
+            assert_eq!(Command::decode(&command.encode()), Ok(command));
+        }
+    }
+
+    #[test]
+    fn a_command_that_is_cut_continued_or_of_a_later_version_is_refused() {
+        for command in one_of_each() {
+            let body = command.encode();
+            for len in 0..body.len() {
+                assert!(Command::decode(&body[..len]).is_err());
+            }
+            assert!(Command::decode(&[&body[..], &[0]].concat()).is_err());
+            assert!(Command::decode(&[&[2], &body[1..]].concat()).is_err());
+        }
+        assert!(Command::decode(&[COMMAND_VERSION, 10]).is_err());
+    }
+
+    #[test]
+    fn the_bytes_of_a_command_stay_as_they_are() {
+        let command =
+            Command::GrantProducerIds { node: NodeId(1), first: ProducerId(1_024), count: 1_024 };
+        let expected = [1, 6, 1, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0];
+        assert_eq!(&command.encode()[..], &expected);
+    }
+}

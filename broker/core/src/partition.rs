@@ -1,0 +1,26 @@
+//! Owns the decisions about one partition: the folded state, and its leadership. Never appends, reads or
+//! sends. Driven by the join; `lib.rs` says in which order.
+
+mod acks;
+mod command;
+mod effect;
+mod leader;
+mod producers;
+mod publish;
+mod sessions;
+mod snapshot;
+mod state;
+mod subscribe;
+mod subscriptions;
+
+pub use command::{CommandError, Settled, StateCommand, SubscribeStart};
+pub use effect::{
+    Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, PartitionIdentity,
+    PartitionLimits, PendingAppend, PublishRequest, Refusal, StateCommitted,
+};
+pub use leader::Partition;
+pub use producers::{DataChange, ProducerSession, Producers, Run};
+pub use snapshot::SnapshotError;
+pub use state::{APPLY_VERSION, AppliedEntry, ApplyError, Change, EpochRange, PartitionState};
+pub use subscribe::AckUpTo;
+pub use subscriptions::{SubscriptionState, Subscriptions};

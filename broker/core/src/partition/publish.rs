@@ -1,0 +1,306 @@
+//! Owns the leader's answer to a publish. Never judges sequences itself (`sessions` does). Driven by the
+//! join, once per batch: no allocation and no loop over messages.
+
+use bytes::Bytes;
+use postrider_protocol::batch::Batch;
+use postrider_protocol::entry::EntryKind;
+use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::message::{Outcome, PublishHead};
+use postrider_protocol::types::{EntryIndex, Offset, ProducerId, Sequence};
+
+use super::effect::{
+    ConnectionId, Decision, Drafted, Effect, EntryDraft, PendingAppend, PublishReply,
+    PublishRequest, Reply, storage_failed,
+};
+use super::leader::Partition;
+use super::producers::{DataChange, sequence_low};
+use super::sessions::{Found, Objection, Piece, Standing};
+use super::state::Change;
+use crate::now::Now;
+
+/// How long a producer waits before it asks again for what a subscription holds up.
+const RETRY_AFTER_MS: u32 = 20;
+
+/// Where a publish came from and where its confirm goes.
+struct Source<R> {
+    connection: ConnectionId,
+    route: R,
+    bytes: usize,
+}
+
+impl<R: Clone> Partition<R> {
+    /// Decides a publish. What can be answered at once leaves as effects, and what is in flight already
+    /// is answered when that commits.
+    ///
+    /// The join charges the route with the frame's bytes if the decision is not [`Decision::Done`].
+    pub fn publish(
+        &mut self,
+        now: Now,
+        request: PublishRequest<'_, R>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        let PublishRequest { head, batch, connection, producer_ids_end, route } = request;
+        let source = Source { connection, route, bytes: batch.body.len() };
+        if let Err(outcome) = self.check(head, batch) {
+            return self.answer(head, outcome, source.route, effects);
+        }
+        let opens_session = match self.judge(head, connection, producer_ids_end) {
+            Ok(Standing::First) => true,
+            Ok(Standing::Next) => false,
+            Ok(Standing::Retry) => return self.retry(head, source, effects),
+            Err(objection) => return self.answer(head, objected(objection), source.route, effects),
+        };
+        if let Err(error) = self.check_appendable(opens_session) {
+            return self.answer(head, Outcome::Rejected { error }, source.route, effects);
+        }
+        let pending = self.draft_batch(now, head, batch, source, opens_session);
+        Decision::Append(pending)
+    }
+
+    /// What is wrong with the publish, whatever its session.
+    fn check(&self, head: &PublishHead, batch: &Batch) -> Result<(), Outcome> {
+        if self.failed {
+            return Err(Outcome::Unknown { error: storage_failed() });
+        }
+        let rejected =
+            |code, text: String| Err(Outcome::Rejected { error: ErrorBody::new(code, text) });
+        let epoch = self.identity.leader_epoch;
+        if head.leader_epoch != epoch {
+            let (code, relation) = match head.leader_epoch < epoch {
+                true => (ErrorCode::StaleLeaderEpoch, "an older"),
+                false => (ErrorCode::NotLeader, "a newer"),
+            };
+            return rejected(
+                code,
+                format!("the publish names {relation} leader epoch than {epoch}; refresh metadata"),
+            );
+        }
+        if batch.record_count == 0 || head.seq_count != batch.record_count {
+            return rejected(
+                ErrorCode::BadRequest,
+                format!(
+                    "a publish of {} messages covers {} sequences; it must cover one per message",
+                    batch.record_count, head.seq_count
+                ),
+            );
+        }
+        if head.base_sequence.0 > u64::MAX - u64::from(head.seq_count) {
+            return rejected(ErrorCode::BadRequest, "the sequence is out of range".to_string());
+        }
+        let fields = batch.fields().and_then(|fields| match head.producer {
+            ProducerId::NONE if fields.producer == ProducerId::NONE => Ok(()),
+            _ => fields.check_head(head),
+        });
+        fields.or_else(|error| rejected(ErrorCode::CorruptBatch, error.to_string()))
+    }
+
+    fn judge(
+        &mut self,
+        head: &PublishHead,
+        connection: ConnectionId,
+        producer_ids_end: ProducerId,
+    ) -> Result<Standing, Objection> {
+        if head.producer == ProducerId::NONE {
+            return Ok(Standing::Next);
+        }
+        if head.producer >= producer_ids_end {
+            return Err(Objection::Unknown { forgotten: false });
+        }
+        self.sessions.judge(self.state.producers(), head, connection)
+    }
+
+    fn check_appendable(&self, opens_session: bool) -> Result<(), ErrorBody> {
+        if !self.required.is_empty() {
+            let text = "the partition is still taking over the topic's subscriptions; retry";
+            let error = ErrorBody::new(ErrorCode::Throttled, text);
+            return Err(error.with_retry_after_ms(RETRY_AFTER_MS));
+        }
+        let sessions = self.sessions.count(self.state.producers());
+        if opens_session && sessions >= self.limits.sessions_max {
+            return Err(ErrorBody::new(
+                ErrorCode::LimitExceeded,
+                format!(
+                    "the partition has {sessions} producer sessions, as many as allowed; reuse \
+                     producers, or publish without a session"
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn draft_batch(
+        &self,
+        now: Now,
+        head: &PublishHead,
+        batch: &Batch,
+        source: Source<R>,
+        opens_session: bool,
+    ) -> PendingAppend<R> {
+        let draft = EntryDraft {
+            kind: EntryKind::Data,
+            flags: 0,
+            leader_epoch: self.identity.leader_epoch,
+            append_time: now.wall,
+            record_count: batch.record_count,
+            seq_count: head.seq_count,
+            body: batch.body.clone(),
+            body_crc: batch.crc,
+            trailer: Bytes::new(),
+        };
+        let change = Change::Data(DataChange {
+            producer: head.producer,
+            epoch: head.epoch,
+            sequence_low: sequence_low(head.base_sequence),
+            seq_count: head.seq_count,
+            record_count: batch.record_count,
+        });
+        let reply = Reply::Publish(PublishReply {
+            route: source.route,
+            connection: source.connection,
+            ack: head.ack,
+            base_sequence: head.base_sequence,
+            bytes: source.bytes,
+            opens_session,
+        });
+        let mut pending = PendingAppend::new(Drafted { draft: Some(draft), change, reply });
+        self.put_epoch_start_first(now, &mut pending);
+        pending
+    }
+
+    /// One answer for the whole publish.
+    fn answer(
+        &self,
+        head: &PublishHead,
+        outcome: Outcome,
+        route: R,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        if head.seq_count > 0 {
+            let run = self.run(head.producer, (head.base_sequence, head.seq_count), outcome);
+            effects.push(Effect::Confirm { route, run, bytes: 0 });
+        }
+        Decision::Done
+    }
+
+    /// Answers what was sent before, piece by piece. Pieces in flight answer to the newest route from
+    /// now on: whoever sent them first has lost its connection, or repeats itself.
+    fn retry(
+        &mut self,
+        head: &PublishHead,
+        source: Source<R>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        let mut pieces = Vec::new();
+        self.sessions.pieces(self.state.producers(), head, |piece| pieces.push(piece));
+        let mut charge = Some(source.bytes);
+        for piece in pieces {
+            if let Found::InFlight(index) = piece.found {
+                let bytes = charge.take().unwrap_or(0);
+                self.redirect(index, source.connection, source.route.clone(), bytes, effects);
+            } else {
+                let outcome = self.piece_outcome(head, &piece);
+                let run = self.run(head.producer, (piece.base, piece.count), outcome);
+                effects.push(Effect::Confirm { route: source.route.clone(), run, bytes: 0 });
+            }
+        }
+        if charge.is_none() { Decision::Waits } else { Decision::Done }
+    }
+
+    /// Has the batch in flight at `index` answer to a newer route. The older one is relieved of its
+    /// bytes.
+    fn redirect(
+        &mut self,
+        index: EntryIndex,
+        connection: ConnectionId,
+        route: R,
+        bytes: usize,
+        effects: &mut Vec<Effect<R>>,
+    ) {
+        let at = usize::try_from(index.0 - self.state.end().index.0).expect("it fits in memory");
+        let Some(Reply::Publish(reply)) =
+            self.pending.get_mut(at).map(|pending| &mut pending.reply)
+        else {
+            panic!("a session's batch in flight is pending at {index}");
+        };
+        let older = std::mem::replace(&mut reply.route, route);
+        let released = std::mem::replace(&mut reply.bytes, bytes);
+        reply.connection = connection;
+        if released > 0 {
+            effects.push(Effect::Released { route: older, bytes: released });
+        }
+    }
+
+    fn piece_outcome(&self, head: &PublishHead, piece: &Piece) -> Outcome {
+        match piece.found {
+            Found::Stored(run) => {
+                let into = piece.base.0 - run.base_sequence.0;
+                Outcome::Duplicate {
+                    base_offset: Offset(run.base_offset.0 + into),
+                    append_time: run.append_time,
+                    durability: self.acknowledged_durability(),
+                }
+            }
+            Found::TooOld => Outcome::Unknown {
+                error: ErrorBody::new(
+                    ErrorCode::SequenceTooOld,
+                    "the sequence is older than what the broker remembers of the session; whether \
+                     it is stored is not known. Keep fewer batches unconfirmed",
+                ),
+            },
+            Found::GivenUp => Outcome::Rejected {
+                error: ErrorBody::new(
+                    ErrorCode::BadRequest,
+                    "the producer had promised not to send this sequence again (resolved_upto)",
+                ),
+            },
+            Found::Ahead => out_of_order(piece.base.max(head.resolved_upto)),
+            Found::InFlight(index) => panic!("the batch in flight at {index} answers for itself"),
+        }
+    }
+}
+
+/// The outcome for a publish that its session refuses.
+fn objected(objection: Objection) -> Outcome {
+    let (error, retry_may_be_stored) = match objection {
+        Objection::OutOfOrder { expected } => return out_of_order(expected),
+        Objection::Unknown { forgotten } => (
+            ErrorBody::new(
+                ErrorCode::UnknownProducer,
+                "the producer session is not known on this partition; open a new one",
+            ),
+            forgotten,
+        ),
+        Objection::Fenced { newest } => (
+            ErrorBody::new(
+                ErrorCode::ProducerFenced,
+                format!("the producer session goes on with epoch {newest} elsewhere"),
+            ),
+            true,
+        ),
+        Objection::Moved => (
+            ErrorBody::new(
+                ErrorCode::SessionMoved,
+                "the producer session was resumed on a newer connection",
+            ),
+            true,
+        ),
+        Objection::Contradiction => (
+            ErrorBody::new(
+                ErrorCode::BadRequest,
+                "resolved_upto lies above the sequence that is sent",
+            ),
+            false,
+        ),
+    };
+    if retry_may_be_stored { Outcome::Unknown { error } } else { Outcome::Rejected { error } }
+}
+
+fn out_of_order(expected: Sequence) -> Outcome {
+    Outcome::Rejected {
+        error: ErrorBody::new(
+            ErrorCode::OutOfOrderSequence,
+            format!("sequence {expected} is expected; send again from there"),
+        )
+        .with_detail(expected.0),
+    }
+}

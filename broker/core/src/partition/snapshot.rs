@@ -1,0 +1,273 @@
+//! Owns the bytes of a partition's state in a snapshot. Never writes them anywhere. Driven by the join,
+//! which hands them to storage and gets them back after a restart.
+//!
+//! Little-endian; `v` is a canonical varint of 7 bits per byte; all bytes are consumed.
+//!
+//! ```text
+//! u8 version 1 | u64 end index | u64 end offset | u64 append_time | u16 apply_version
+//! u32 count | count x (u32 leader_epoch | u64 start index | u64 start offset)
+//! i64 expired_max
+//! u32 count | count x (i64 producer | u16 epoch | u64 next_sequence | u64 last_active
+//!                      | u32 runs | runs x (v sequence gap | v offset gap | v time step | v count))
+//! u32 count | count x (16 subscription | u8 mode 0 | u64 acked | u64 owner_epoch)
+//! ```
+//! Gaps are measured from the end of the run before; the first one from zero.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
+use postrider_protocol::types::{Offset, ProducerId, Sequence, SubscriptionId, TimestampMs};
+
+use super::producers::{ProducerSession, Producers, Run};
+use super::state::{APPLY_VERSION, EpochRange, PartitionState};
+use super::subscriptions::{SubscriptionState, Subscriptions};
+use crate::cursors::Position;
+use crate::limits::{EPOCHS_MAX, SESSION_RUNS_MAX};
+
+const SNAPSHOT_VERSION: u8 = 1;
+const MODE_STREAM: u8 = 0;
+
+impl PartitionState {
+    /// The state's bytes. The snapshot covers everything below [`PartitionState::end`].
+    #[must_use]
+    pub fn encode_snapshot(&self) -> Bytes {
+        let mut bytes = BytesMut::new();
+        let mut out = Writer::new(&mut bytes);
+        out.put(&SNAPSHOT_VERSION);
+        out.put(&self.end);
+        out.put(&self.append_time);
+        out.put(&self.apply_version);
+        out.put(&self.epochs);
+        out.put(&self.producers.expired_max);
+        out.count(self.producers.sessions.len());
+        for (producer, session) in &self.producers.sessions {
+            out.put(producer);
+            out.put(session);
+        }
+        out.count(self.subscriptions.by_id.len());
+        for (id, state) in &self.subscriptions.by_id {
+            out.put(id);
+            out.put(state);
+        }
+        bytes.freeze()
+    }
+
+    /// The state that a snapshot holds.
+    ///
+    /// # Errors
+    /// The bytes are not one canonical snapshot, or belong to a later version of the broker. The
+    /// caller falls back to an older snapshot and more entries.
+    pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let mut input = Reader::new(bytes);
+        let version: u8 = input.take()?;
+        if version != SNAPSHOT_VERSION {
+            return Err(SnapshotError::Version(version));
+        }
+        let end = input.take()?;
+        let append_time = input.take()?;
+        let apply_version = input.take()?;
+        if apply_version > APPLY_VERSION {
+            return Err(SnapshotError::ApplyVersion(apply_version));
+        }
+        let epochs: Vec<EpochRange> = input.take()?;
+        if epochs.len() > EPOCHS_MAX {
+            return Err(DecodeError::Invalid("epoch count").into());
+        }
+        let producers = take_producers(&mut input)?;
+        let by_id = take_map::<SubscriptionId, SubscriptionState>(&mut input)?;
+        input.finish()?;
+        let subscriptions = Subscriptions { by_id };
+        Ok(Self { end, append_time, apply_version, epochs, producers, subscriptions })
+    }
+}
+
+fn take_producers(input: &mut Reader<'_>) -> Result<Producers, DecodeError> {
+    let expired_max = input.take()?;
+    let sessions = take_map::<ProducerId, ProducerSession>(input)?;
+    Ok(Producers { sessions, expired_max })
+}
+
+/// A map whose keys rise.
+fn take_map<K: Wire + Ord, V: Wire>(input: &mut Reader<'_>) -> Result<BTreeMap<K, V>, DecodeError> {
+    let count = input.count(K::BYTES_MIN + V::BYTES_MIN)?;
+    let mut map = BTreeMap::new();
+    for _ in 0..count {
+        let key: K = input.take()?;
+        if map.last_key_value().is_some_and(|(last, _)| *last >= key) {
+            return Err(DecodeError::Invalid("order of ids"));
+        }
+        let value = input.take()?;
+        map.insert(key, value);
+    }
+    Ok(map)
+}
+
+impl Wire for Position {
+    const BYTES_MIN: usize = 16;
+
+    fn put(&self, out: &mut Writer<'_>) {
+        out.put(&self.index);
+        out.put(&self.offset);
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { index: input.take()?, offset: input.take()? })
+    }
+}
+
+impl Wire for EpochRange {
+    const BYTES_MIN: usize = 20;
+
+    fn put(&self, out: &mut Writer<'_>) {
+        out.put(&self.epoch);
+        out.put(&self.start);
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        Ok(Self { epoch: input.take()?, start: input.take()? })
+    }
+}
+
+impl Wire for SubscriptionState {
+    const BYTES_MIN: usize = 17;
+
+    fn put(&self, out: &mut Writer<'_>) {
+        out.put(&MODE_STREAM);
+        out.put(&self.acked);
+        out.put(&self.owner_epoch);
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        if input.take::<u8>()? != MODE_STREAM {
+            return Err(DecodeError::Invalid("subscription mode"));
+        }
+        Ok(Self { acked: input.take()?, owner_epoch: input.take()? })
+    }
+}
+
+impl Wire for ProducerSession {
+    const BYTES_MIN: usize = 2 + 8 + 8 + 4;
+
+    fn put(&self, out: &mut Writer<'_>) {
+        out.put(&self.epoch);
+        out.put(&self.next_sequence);
+        out.put(&self.last_active);
+        out.count(self.runs.len());
+        let mut before = Run {
+            base_sequence: Sequence(0),
+            base_offset: Offset(0),
+            append_time: TimestampMs(0),
+            count: 0,
+        };
+        for run in &self.runs {
+            put_varint(out, run.base_sequence.0 - before.end_sequence().0);
+            put_varint(out, run.base_offset.0 - before.base_offset.0 - u64::from(before.count));
+            put_varint(out, run.append_time.0 - before.append_time.0);
+            put_varint(out, u64::from(run.count));
+            before = *run;
+        }
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let epoch = input.take()?;
+        let next_sequence = input.take()?;
+        let last_active = input.take()?;
+        let runs = take_runs(input)?;
+        if runs.back().is_some_and(|run| run.end_sequence() != next_sequence) {
+            return Err(DecodeError::Invalid("next sequence"));
+        }
+        Ok(Self { epoch, next_sequence, last_active, runs })
+    }
+}
+
+fn take_runs(input: &mut Reader<'_>) -> Result<VecDeque<Run>, DecodeError> {
+    let invalid = DecodeError::Invalid("run");
+    let count = input.count(4)?;
+    if count > SESSION_RUNS_MAX {
+        return Err(invalid);
+    }
+    let mut runs = VecDeque::with_capacity(count);
+    let (mut sequence, mut offset, mut time) = (0_u64, 0_u64, 0_u64);
+    for _ in 0..count {
+        sequence = sequence.checked_add(take_varint(input)?).ok_or(invalid)?;
+        offset = offset.checked_add(take_varint(input)?).ok_or(invalid)?;
+        time = time.checked_add(take_varint(input)?).ok_or(invalid)?;
+        let count = u32::try_from(take_varint(input)?).map_err(|_above_u32| invalid)?;
+        if count == 0 {
+            return Err(invalid);
+        }
+        runs.push_back(Run {
+            base_sequence: Sequence(sequence),
+            base_offset: Offset(offset),
+            append_time: TimestampMs(time),
+            count,
+        });
+        sequence = sequence.checked_add(u64::from(count)).ok_or(invalid)?;
+        offset = offset.checked_add(u64::from(count)).ok_or(invalid)?;
+    }
+    Ok(runs)
+}
+
+fn put_varint(out: &mut Writer<'_>, mut value: u64) {
+    while value >= 0x80 {
+        out.put(&(u8::try_from(value & 0x7f).expect("7 bits fit") | 0x80));
+        value >>= 7;
+    }
+    out.put(&u8::try_from(value).expect("7 bits fit"));
+}
+
+fn take_varint(input: &mut Reader<'_>) -> Result<u64, DecodeError> {
+    let mut value = 0_u64;
+    for shift in (0..64).step_by(7) {
+        let byte: u8 = input.take()?;
+        let bits = u64::from(byte & 0x7f);
+        if (bits << shift) >> shift != bits || (byte == 0 && shift > 0) {
+            return Err(DecodeError::Invalid("varint"));
+        }
+        value |= bits << shift;
+        if byte & 0x80 == 0 {
+            return Ok(value);
+        }
+    }
+    Err(DecodeError::Invalid("varint"))
+}
+
+/// Why bytes are not a snapshot that this build can use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// The snapshot belongs to a later version of the broker.
+    #[error("the snapshot has version {0}, which is not known here")]
+    Version(u8),
+    /// Its entries were applied by rules of a later version of the broker.
+    #[error("the snapshot has apply version {0}, which is not known here")]
+    ApplyVersion(u16),
+    /// The bytes are not canonical.
+    #[error("the snapshot is malformed: {0}")]
+    Malformed(#[from] DecodeError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn varints_are_canonical() {
+        for value in [0, 1, 127, 128, 300, u64::from(u32::MAX), u64::MAX - 1, u64::MAX] {
+            let mut bytes = BytesMut::new();
+            put_varint(&mut Writer::new(&mut bytes), value);
+            assert_eq!(take_varint(&mut Reader::new(&bytes)), Ok(value));
+        }
+        for refused in [&[0x80, 0][..], &[0x80], &[0xff; 10], &[0xff; 11]] {
+            assert!(take_varint(&mut Reader::new(refused)).is_err(), "{refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_snapshot_of_another_version_is_refused() {
+        let mut bytes = PartitionState::default().encode_snapshot().to_vec();
+        assert_eq!(PartitionState::decode_snapshot(&bytes), Ok(PartitionState::default()));
+        bytes[0] = 9;
+        assert_eq!(PartitionState::decode_snapshot(&bytes), Err(SnapshotError::Version(9)));
+    }
+}

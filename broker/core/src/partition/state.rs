@@ -1,0 +1,248 @@
+//! Owns a partition's state: the fold of its entries below the high watermark. Never reads a clock, a
+//! setting or the leader's memory, so that every replica and every restart arrives at the same state.
+//! Driven by recovery entry by entry, and by the leader with the same `apply`.
+
+use bytes::Buf;
+use postrider_protocol::batch::BATCH_FIELD_BYTES;
+use postrider_protocol::entry::{Entry, EntryKind, EntryView};
+use postrider_protocol::types::{
+    EntryIndex, LeaderEpoch, Offset, ProducerEpoch, ProducerId, TimestampMs,
+};
+
+use super::command::{CommandError, StateCommand};
+use super::producers::{DataChange, Producers};
+use super::subscriptions::Subscriptions;
+use crate::cursors::Position;
+use crate::limits::EPOCHS_MAX;
+
+/// The version of the rules in this file. An `EpochStart` names the version that applies to what
+/// follows it; a higher one than this is refused.
+pub const APPLY_VERSION: u16 = 1;
+
+/// What an entry changes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// A batch.
+    Data(DataChange),
+    /// A piece of state.
+    State(StateCommand),
+    /// Nothing that is folded here.
+    Nothing,
+}
+
+/// A stored entry, as far as the fold looks at it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct AppliedEntry {
+    /// Its number in the log.
+    pub index: EntryIndex,
+    /// The offset of its first message, or of the next message.
+    pub base_offset: Offset,
+    /// When it was appended.
+    pub append_time: TimestampMs,
+    /// The leadership that wrote it.
+    pub leader_epoch: LeaderEpoch,
+    /// What it changes.
+    pub change: Change,
+}
+
+impl AppliedEntry {
+    /// What the fold needs of a stored entry, whose body's crc the caller has checked.
+    ///
+    /// # Errors
+    /// The entry means something that this build does not know, or its body is malformed.
+    pub fn from_view(entry: &EntryView<'_>) -> Result<Self, ApplyError> {
+        let header = &entry.header;
+        let change = if header.kind == EntryKind::Data {
+            Change::Data(data_change(entry)?)
+        } else {
+            StateCommand::decode(header.kind, entry.body)?.map_or(Change::Nothing, Change::State)
+        };
+        Ok(Self {
+            index: header.index,
+            base_offset: header.base_offset,
+            append_time: header.append_time,
+            leader_epoch: header.leader_epoch,
+            change,
+        })
+    }
+
+    /// The same of an owned entry.
+    ///
+    /// # Errors
+    /// As [`AppliedEntry::from_view`].
+    pub fn from_entry(entry: &Entry) -> Result<Self, ApplyError> {
+        Self::from_view(&entry.view())
+    }
+
+    /// The position behind it.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        let records = match &self.change {
+            Change::Data(data) => u64::from(data.record_count),
+            Change::State(_) | Change::Nothing => 0,
+        };
+        Position {
+            index: EntryIndex(self.index.0 + 1),
+            offset: Offset(self.base_offset.0 + records),
+        }
+    }
+}
+
+/// The producer's fields among the 40 Kafka bytes (big-endian): `22 i64 producer id | 30 i16 epoch |
+/// 32 i32 base sequence`.
+fn data_change(entry: &EntryView<'_>) -> Result<DataChange, ApplyError> {
+    let fields: &[u8; BATCH_FIELD_BYTES] =
+        entry.body.first_chunk().ok_or(ApplyError::ShortBatch)?;
+    let (_times_and_counts, mut fields) = fields.split_at(22);
+    let (producer, epoch, sequence) = (fields.get_i64(), fields.get_u16(), fields.get_u32());
+    Ok(DataChange {
+        producer: ProducerId(producer),
+        epoch: ProducerEpoch(epoch),
+        sequence_low: sequence & (u32::MAX >> 1),
+        seq_count: entry.header.seq_count,
+        record_count: entry.header.record_count,
+    })
+}
+
+/// Where a leadership's entries begin.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EpochRange {
+    /// Which leadership.
+    pub epoch: LeaderEpoch,
+    /// Its `EpochStart` entry.
+    pub start: Position,
+}
+
+/// `fold(apply, entries below the high watermark)`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PartitionState {
+    pub(super) end: Position,
+    pub(super) append_time: TimestampMs,
+    pub(super) apply_version: u16,
+    pub(super) epochs: Vec<EpochRange>,
+    pub(super) producers: Producers,
+    pub(super) subscriptions: Subscriptions,
+}
+
+impl PartitionState {
+    /// The position behind the last applied entry.
+    #[must_use]
+    pub fn end(&self) -> Position {
+        self.end
+    }
+
+    /// The append time of the last applied entry.
+    #[must_use]
+    pub fn append_time(&self) -> TimestampMs {
+        self.append_time
+    }
+
+    /// The newest leaderships, oldest first.
+    #[must_use]
+    pub fn epochs(&self) -> &[EpochRange] {
+        &self.epochs
+    }
+
+    /// The producer sessions.
+    #[must_use]
+    pub fn producers(&self) -> &Producers {
+        &self.producers
+    }
+
+    /// The durable subscriptions.
+    #[must_use]
+    pub fn subscriptions(&self) -> &Subscriptions {
+        &self.subscriptions
+    }
+
+    /// Applies the next entry. After an error the state is as before.
+    ///
+    /// # Errors
+    /// The entry is not the next one, or it demands rules that this build does not know.
+    pub fn apply(&mut self, entry: &AppliedEntry) -> Result<(), ApplyError> {
+        let at = Position::new(entry.index, entry.base_offset);
+        if at != self.end {
+            return Err(ApplyError::Position { expected: self.end, found: at });
+        }
+        match &entry.change {
+            Change::Data(data) => {
+                self.producers.apply_data(data, entry.base_offset, entry.append_time);
+            }
+            Change::State(command) => self.apply_state(entry, command)?,
+            Change::Nothing => {}
+        }
+        self.end = entry.end();
+        self.append_time = self.append_time.max(entry.append_time);
+        Ok(())
+    }
+
+    fn apply_state(
+        &mut self,
+        entry: &AppliedEntry,
+        command: &StateCommand,
+    ) -> Result<(), ApplyError> {
+        match command {
+            StateCommand::EpochStart { apply_version, .. } => {
+                self.start_epoch(entry, *apply_version)?
+            }
+            StateCommand::ProducerExpire(producers) => self.producers.expire(producers),
+            StateCommand::ProducerFence { producer, epoch } => {
+                self.producers.fence(*producer, *epoch, entry.append_time);
+            }
+            StateCommand::Settle(_)
+            | StateCommand::Seek { .. }
+            | StateCommand::Subscribe { .. }
+            | StateCommand::SetOwner { .. }
+            | StateCommand::Unsubscribe { .. } => {
+                self.subscriptions.apply(command, entry.base_offset);
+            }
+        }
+        Ok(())
+    }
+
+    fn start_epoch(&mut self, entry: &AppliedEntry, apply_version: u16) -> Result<(), ApplyError> {
+        if apply_version > APPLY_VERSION {
+            return Err(ApplyError::ApplyVersion(apply_version));
+        }
+        self.apply_version = apply_version;
+        if self.epochs.len() == EPOCHS_MAX {
+            self.epochs.remove(0);
+        }
+        let start = Position::new(entry.index, entry.base_offset);
+        self.epochs.push(EpochRange { epoch: entry.leader_epoch, start });
+        Ok(())
+    }
+
+    /// Goes on behind entries that are damaged or lost. What they said is missing from the state:
+    /// batches in them, which nobody can read any more, are stored again if their producer retries
+    /// them, and acknowledgements in them are forgotten.
+    ///
+    /// # Panics
+    /// If `end` lies before the state's end.
+    pub fn skip_damage(&mut self, end: Position) {
+        assert!(self.end.at_or_before(end), "damage ends at {end:?}, before {:?}", self.end);
+        self.end = end;
+    }
+}
+
+/// Why an entry cannot be applied. The partition must not be opened on a state without it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ApplyError {
+    /// The entry does not follow the last one.
+    #[error("entry {found:?} does not follow {expected:?}")]
+    Position {
+        /// Where the next entry begins.
+        expected: Position,
+        /// Where this one does.
+        found: Position,
+    },
+    /// The entries that follow are to be applied by rules of a later version of the broker.
+    #[error("the log demands apply version {0}, above {APPLY_VERSION} of this broker")]
+    ApplyVersion(u16),
+    /// A batch lacks its 40 field bytes.
+    #[error("a stored batch is shorter than its fields")]
+    ShortBatch,
+    /// A state entry says nothing to this build.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+}
