@@ -14,6 +14,7 @@ pub mod format;
 mod map;
 mod options;
 pub mod recovered;
+mod recovery;
 
 pub use disk::{Disk, DiskFile, DiskMap, OpenMode};
 pub use disk_os::OsDisk;
@@ -22,6 +23,7 @@ pub use error::{AppendError, OpenError, ReadError, StoreError};
 pub use format::journal::Damage;
 pub use options::StoreOptions;
 pub use recovered::RecoveryReport;
+pub use recovery::recover;
 
 use postrider_protocol::types::{PartitionId, TopicId};
 
