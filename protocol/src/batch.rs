@@ -17,7 +17,7 @@ use crate::{
     compress::{self, CompressError},
     entry::Entry,
     message::{Limits, PublishHead},
-    record::{Header, NewRecord, RECORD_BYTES_CEILING, Record, RecordError, RecordView},
+    record::{self, Header, NewRecord, RECORD_BYTES_CEILING, Record, RecordError, RecordView},
     types::{Compression, ProducerEpoch, ProducerId, Sequence, TimestampMs},
 };
 
@@ -67,8 +67,8 @@ pub enum BatchError {
     /// The body is shorter than its fields.
     #[error("the batch has {0} bytes, fewer than its fields")]
     Short(usize),
-    /// The body is above the limit.
-    #[error("the batch has {bytes} bytes, the limit is {max}")]
+    /// The body, or a record in it, is above the limit.
+    #[error("the batch, or a message in it, has {bytes} bytes; the limit is {max}")]
     TooLarge {
         /// The body's size.
         bytes: usize,
@@ -159,6 +159,29 @@ impl Batch {
         Ok(fields)
     }
 
+    /// The broker's check of a topic's `message_bytes_max`. Costs nothing while the whole batch is below
+    /// it; otherwise walks the lengths of the records. Compressed batches pass: they are the
+    /// publisher's to check.
+    ///
+    /// # Errors
+    /// [`BatchError::TooLarge`], or a record is damaged.
+    pub fn check_message_sizes(&self, message_bytes_max: u32) -> Result<(), BatchError> {
+        let max = usize::try_from(message_bytes_max).unwrap_or(usize::MAX);
+        let fields = self.fields()?;
+        let mut rest = self.body.get(BATCH_FIELD_BYTES..).unwrap_or_default();
+        if fields.compression != Compression::None || rest.len() <= max {
+            return Ok(());
+        }
+        while !rest.is_empty() {
+            let (bytes, after) = record::split_len(rest)?;
+            if bytes > max {
+                return Err(BatchError::TooLarge { bytes, max });
+            }
+            rest = after;
+        }
+        Ok(())
+    }
+
     /// The records, decompressed if need be.
     ///
     /// # Errors
@@ -222,14 +245,15 @@ impl BatchFields {
     /// Compares the producer fields with those of the publish that carries the batch.
     ///
     /// # Errors
-    /// [`BatchError::Producer`], or [`BatchError::Count`] if the publish covers fewer sequences than records.
+    /// [`BatchError::Producer`], or [`BatchError::Count`] if the publish does not cover one sequence
+    /// per record.
     pub fn check_head(&self, head: &PublishHead) -> Result<(), BatchError> {
         if (self.producer, self.epoch) != (head.producer, head.epoch)
             || self.base_sequence != low_sequence(head.base_sequence)
         {
             return Err(BatchError::Producer);
         }
-        if head.seq_count < self.record_count { Err(BatchError::Count) } else { Ok(()) }
+        if head.seq_count != self.record_count { Err(BatchError::Count) } else { Ok(()) }
     }
 }
 
@@ -276,7 +300,11 @@ impl RecordBlock {
     /// The records, shared. The first error ends the iteration.
     #[must_use]
     pub fn into_records(self) -> RecordIter {
-        RecordIter { walk: Walk::new(&self.fields), rest: self.records }
+        RecordIter {
+            walk: Walk::new(&self.fields),
+            left: self.records.len(),
+            records: self.records,
+        }
     }
 }
 
@@ -369,7 +397,9 @@ pub struct BatchRecord {
 /// A batch's records, shared.
 #[derive(Clone, Debug)]
 pub struct RecordIter {
-    rest: Bytes,
+    records: Bytes,
+    /// How many bytes are still to be read.
+    left: usize,
     walk: Walk,
 }
 
@@ -377,21 +407,18 @@ impl Iterator for RecordIter {
     type Item = Result<BatchRecord, BatchError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let shared = self.walk.step(&self.rest)?.and_then(|(view, after)| {
-            let record = view.share(&self.rest)?;
-            Ok((BatchRecord { offset_delta: view.offset_delta, record }, after.len()))
+        let read = self.records.len().saturating_sub(self.left);
+        let rest = self.records.get(read..).unwrap_or_default();
+        let shared = self.walk.step(rest)?.and_then(|(view, after)| {
+            self.left = after.len();
+            let record = view.share(&self.records)?;
+            Ok(BatchRecord { offset_delta: view.offset_delta, record })
         });
-        match shared {
-            Ok((record, after_len)) => {
-                self.rest.advance(self.rest.len().saturating_sub(after_len));
-                Some(Ok(record))
-            }
-            Err(error) => {
-                self.walk.end();
-                self.rest.clear();
-                Some(Err(error))
-            }
+        if shared.is_err() {
+            self.walk.end();
+            self.left = 0;
         }
+        Some(shared)
     }
 }
 
@@ -448,7 +475,7 @@ impl BatchBuilder {
         if bytes > BATCH_BYTES_CEILING {
             return Err(BatchError::TooLarge { bytes, max: BATCH_BYTES_CEILING });
         }
-        if headers.len() > crate::record::RECORD_HEADERS_MAX {
+        if headers.len() > record::RECORD_HEADERS_MAX {
             return Err(RecordError::Headers.into());
         }
         record.put(len, &mut self.buffer);

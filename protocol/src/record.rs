@@ -169,6 +169,12 @@ impl<'a> Iterator for RecordHeaders<'a> {
     }
 }
 
+/// The size of the record at the front of `bytes` without its length, and what follows it.
+pub(crate) fn split_len(bytes: &[u8]) -> Result<(usize, &[u8]), RecordError> {
+    let (record, after) = take_part(bytes)?;
+    Ok((record.ok_or(RecordError::Field)?.len(), after))
+}
+
 /// A varint length and as many bytes; none for -1.
 #[inline]
 fn take_part(bytes: &[u8]) -> Result<(Option<&[u8]>, &[u8]), RecordError> {

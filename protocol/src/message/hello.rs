@@ -56,7 +56,7 @@ wire_struct! {
         pub frame_bytes_max: u32,
         /// The largest batch: 40 field bytes and records, as sent.
         pub batch_bytes_max: u32,
-        /// The largest message: one encoded record, not compressed.
+        /// The largest message: one encoded record without its length, not compressed.
         pub message_bytes_max: u32,
         /// The most bytes of publishes that may wait for their confirm.
         pub in_flight_bytes_max: u32,

@@ -51,7 +51,7 @@ message! { OpenProducer:
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 #[repr(u8)]
 pub enum AckLevel {
-    /// Never: no `Confirm` is sent.
+    /// Not when it is stored; only refusals are confirmed.
     None = 0,
     /// When the leader has it, by the topic's durability class.
     Leader = 1,
@@ -88,7 +88,7 @@ pub struct PublishHead {
     pub epoch: ProducerEpoch,
     /// When to confirm.
     pub ack: AckLevel,
-    /// How many sequences the batch covers.
+    /// How many sequences the batch covers: one per record.
     pub seq_count: u32,
     /// The first of them; without a session, a tag that comes back in the confirm.
     pub base_sequence: Sequence,
@@ -142,7 +142,7 @@ impl PublishHead {
     }
 }
 
-/// A batch to store. Answered by `Confirm`, unless its ack level is none.
+/// A batch to store. Answered by `Confirm`, as its ack level says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Publish {
     /// What is said about the batch.
@@ -190,6 +190,9 @@ impl Message for Publish {
         }
         if producer < ProducerId::NONE {
             return Err(DecodeError::Invalid("producer id"));
+        }
+        if head.seq_count == 0 {
+            return Err(DecodeError::Invalid("count of sequences"));
         }
         if head.base_sequence.0.checked_add(u64::from(head.seq_count)).is_none() {
             return Err(DecodeError::Invalid("sequence"));

@@ -1,0 +1,12 @@
+//! Tests of the protocol crate, in one program.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod batch;
+mod bounds;
+mod document;
+mod entry;
+mod frame;
+mod golden;
+mod partition;
+mod properties;
+mod samples;
