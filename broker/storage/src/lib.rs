@@ -6,6 +6,7 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("the broker's storage runs on Linux only");
 
+pub mod check;
 pub mod disk;
 pub mod disk_os;
 pub mod disk_sim;
@@ -16,6 +17,7 @@ mod options;
 pub mod recovered;
 mod recovery;
 
+pub use check::{CheckReport, check};
 pub use disk::{Disk, DiskFile, DiskMap, OpenMode};
 pub use disk_os::OsDisk;
 pub use disk_sim::SimDisk;

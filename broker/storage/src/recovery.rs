@@ -32,7 +32,10 @@ use crate::format::manifest::Manifest;
 use crate::options::StoreOptions;
 use crate::recovered::RecoveredState;
 
-use self::slots::Slots;
+pub(crate) use self::directory::holds_data;
+pub(crate) use self::log_state::LogState;
+pub(crate) use self::read::Window;
+pub(crate) use self::slots::{Slot, Slots};
 
 /// Distance that every counter jumps at a recovery from a crash: numbers below it may have been used by
 /// writes that left no trace.
@@ -63,7 +66,7 @@ pub(crate) struct Analysis {
 pub fn recover(disk: &Arc<dyn Disk>, options: &StoreOptions) -> Result<RecoveredState, OpenError> {
     let slots = Slots::read(&**disk)?;
     let Some(newest) = slots.newest() else {
-        if directory::holds_data(&**disk)? {
+        if holds_data(&**disk)? {
             return Err(OpenError::NoManifest);
         }
         return slots::create(&**disk);

@@ -19,7 +19,7 @@ pub(crate) enum Slot {
     /// There is no such file.
     Absent,
     /// Torn, damaged or empty.
-    Broken(#[expect(dead_code, reason = "printed by check")] FormatError),
+    Broken(FormatError),
     /// A manifest.
     Valid(Box<Manifest>),
 }
