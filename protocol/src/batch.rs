@@ -125,6 +125,26 @@ impl Batch {
         }
     }
 
+    /// The same messages for another place in a session, or for another session. A client needs it when the
+    /// broker has forgotten the session under which the batch was built.
+    ///
+    /// # Errors
+    /// The body is not a batch.
+    pub fn with_session(
+        &self,
+        producer: ProducerId,
+        epoch: ProducerEpoch,
+        base_sequence: Sequence,
+    ) -> Result<Self, BatchError> {
+        let base_sequence = low_sequence(base_sequence);
+        let fields = BatchFields { producer, epoch, base_sequence, ..self.fields()? };
+        let mut body = BytesMut::from(self.body.as_ref());
+        let room = body.first_chunk_mut().ok_or(BatchError::Short(self.body.len()))?;
+        *room = fields.encode();
+        let body = body.freeze();
+        Ok(Self { crc: crc32fast::hash(&body), body, record_count: self.record_count })
+    }
+
     /// Compares the body with its crc.
     #[must_use]
     pub fn check_crc(&self) -> bool {
@@ -285,6 +305,12 @@ pub struct RecordBlock {
 }
 
 impl RecordBlock {
+    /// The records' size in bytes, decompressed.
+    #[must_use]
+    pub fn len_bytes(&self) -> usize {
+        self.records.len()
+    }
+
     /// The batch's fields.
     #[must_use]
     pub fn fields(&self) -> &BatchFields {

@@ -1,0 +1,435 @@
+//! Owns what can go wrong, one enum per operation: what failed, whether it may have happened all the same, and
+//! whether trying again can help. Driven by the public operations.
+
+use std::sync::Arc;
+
+use postrider_protocol::{
+    error::{ErrorBody, ErrorClass, Retry},
+    message::GapReason,
+    types::{Offset, PartitionId},
+};
+
+use crate::{
+    core::{
+        completion::PublishFailure, link::RequestFailure, producer::Ended, subscription::AckFailure,
+    },
+    payload::{DecodeError, EncodeError},
+    url::UrlError,
+};
+
+fn is_retryable(error: &ErrorBody) -> bool {
+    error.code.retry() != Retry::Never
+}
+
+/// One address that was tried.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Attempt {
+    /// The host and port, or the resolved address.
+    pub address: String,
+    /// What happened.
+    pub cause: String,
+}
+
+fn list(attempts: &[Attempt]) -> String {
+    let lines = attempts.iter().map(|attempt| format!("{}: {}", attempt.address, attempt.cause));
+    lines.collect::<Vec<_>>().join("; ")
+}
+
+/// Why `connect` failed.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConnectError {
+    /// The URL cannot be used.
+    #[error(transparent)]
+    Url(#[from] UrlError),
+    /// No address answered. Is the broker running there? `postrider server` starts one.
+    #[error("no broker can be reached ({}); start one with `postrider server`, or correct the URL", list(.0))]
+    Unreachable(Vec<Attempt>),
+    /// A broker answered and refused the connection.
+    #[error("the broker refused the connection: {0}")]
+    Refused(ErrorBody),
+    /// `connect_timeout` ended.
+    #[error("no broker answered in time ({}); check the address and the network", list(.0))]
+    TimedOut(Vec<Attempt>),
+    /// The client has no random numbers: the operating system gives none.
+    #[error("the operating system gives no random numbers: {0}")]
+    NoRandomness(String),
+}
+
+impl ConnectError {
+    /// Whether trying again later can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::TimedOut(_) => true,
+            Self::Refused(error) => is_retryable(error),
+            Self::Url(_) | Self::NoRandomness(_) => false,
+        }
+    }
+}
+
+/// Why a producer, reader or subscriber could not be opened. Nothing was changed in the broker.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The broker refused; the text says why and what to do.
+    #[error("{0}")]
+    Refused(ErrorBody),
+    /// No broker answered in time.
+    #[error("{0}")]
+    TimedOut(ErrorBody),
+    /// An option is out of its range.
+    #[error("the option {option} must be {range}")]
+    Option {
+        /// Its name.
+        option: &'static str,
+        /// What it may be.
+        range: &'static str,
+    },
+    /// The client was closed.
+    #[error("the client was closed")]
+    Closed,
+}
+
+impl OpenError {
+    pub(crate) fn from_body(error: ErrorBody) -> Self {
+        if error.code.class() == ErrorClass::Unknown {
+            Self::TimedOut(error)
+        } else {
+            Self::Refused(error)
+        }
+    }
+
+    /// Whether trying again later can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(error) => is_retryable(error),
+            Self::TimedOut(_) => true,
+            Self::Option { .. } | Self::Closed => false,
+        }
+    }
+
+    /// What the broker said, if it said something.
+    #[must_use]
+    pub fn broker_error(&self) -> Option<&ErrorBody> {
+        match self {
+            Self::Refused(error) | Self::TimedOut(error) => Some(error),
+            _ => None,
+        }
+    }
+}
+
+/// Why a message has no receipt. All variants but [`SendError::Unknown`] mean: definitely not stored.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The broker refused it: definitely not stored.
+    #[error("the message was rejected and is not stored: {0}")]
+    Rejected(ErrorBody),
+    /// It may or may not be stored. Sending it again may store it twice.
+    #[error("it is not known whether the message is stored: {0}")]
+    Unknown(ErrorBody),
+    /// `delivery_timeout` ended before the message was ever sent: definitely not stored.
+    #[error(
+        "the message could not be sent within delivery_timeout and is not stored: no broker was reachable"
+    )]
+    NotSent,
+    /// The message is larger than the broker accepts.
+    #[error(
+        "the message has up to {bytes} bytes, the broker accepts {max}; publish a reference instead, or raise the limit of the broker"
+    )]
+    TooLarge {
+        /// Its encoded size, at most.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The message has more than 1,024 headers.
+    #[error("the message has more than 1024 headers")]
+    TooManyHeaders,
+    /// The topic has no such partition.
+    #[error("the topic has {partitions} partitions, numbered from 0; the message names another")]
+    NoPartition {
+        /// How many it has.
+        partitions: u32,
+    },
+    /// The value could not be encoded.
+    #[error(transparent)]
+    Encode(#[from] EncodeError),
+    /// The broker has ended the producer; build a new one.
+    #[error("the producer has ended: {0}")]
+    Ended(ErrorBody),
+    /// The producer or the client was closed.
+    #[error("the producer was closed")]
+    Closed,
+}
+
+impl SendError {
+    pub(crate) fn from_failure(failure: &PublishFailure) -> Self {
+        match failure {
+            PublishFailure::Rejected(error) => Self::Rejected(error.clone()),
+            PublishFailure::Unknown(error) => Self::Unknown(error.clone()),
+            PublishFailure::NotSent => Self::NotSent,
+            PublishFailure::Closed => Self::Closed,
+        }
+    }
+
+    pub(crate) fn from_ended(ended: Ended) -> Self {
+        match ended {
+            Ended::Closed => Self::Closed,
+            Ended::Refused(error) => Self::Ended(error),
+        }
+    }
+
+    /// Whether the message may be stored all the same.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Unknown(_))
+    }
+
+    /// Whether sending the same message again later can help. After [`SendError::Unknown`] it may store it
+    /// twice.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Rejected(error) => is_retryable(error),
+            Self::Unknown(_) | Self::NotSent => true,
+            _ => false,
+        }
+    }
+}
+
+/// Why `try_enqueue` did not take a message. The record comes back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySendError<R> {
+    /// `max_in_flight_bytes` is reached, or others wait for room.
+    #[error("the producer holds max_in_flight_bytes of unconfirmed messages")]
+    Full(R),
+    /// It can never be taken.
+    #[error("{1}")]
+    Failed(R, #[source] SendError),
+}
+
+impl<R> TrySendError<R> {
+    /// The record.
+    pub fn into_record(self) -> R {
+        match self {
+            Self::Full(record) | Self::Failed(record, _) => record,
+        }
+    }
+
+    /// Whether trying again later can help.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Full(_))
+    }
+}
+
+/// The first failure among the messages that `flush` waited for; each message's ack tells its own.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// A message was not stored, or it is not known.
+    #[error("not everything that was enqueued is stored: {}", SendError::from_failure(.0))]
+    Failed(Arc<PublishFailure>),
+    /// The client was closed meanwhile.
+    #[error("the client was closed while it was flushed")]
+    Closed,
+}
+
+impl FlushError {
+    /// Whether some message may be stored all the same.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        matches!(self, Self::Failed(failure) if matches!(**failure, PublishFailure::Unknown(_)))
+    }
+
+    /// Flushing again waits for nothing that has failed: never.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        false
+    }
+}
+
+/// Something other than a message, in the stream of a reader or subscriber. Network trouble is none: the
+/// client reconnects and continues.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// Offsets that were wanted and cannot be had. The stream continues behind them.
+    #[error("partition {partition}: the messages from {from} to before {to} are gone ({reason:?})")]
+    Gap {
+        /// The partition.
+        partition: PartitionId,
+        /// The first missing offset.
+        from: Offset,
+        /// One past the last missing offset.
+        to: Offset,
+        /// Why.
+        reason: GapReason,
+    },
+    /// Somebody moved the durable subscription. The stream continues at the new place.
+    #[error("partition {partition}: the subscription was moved to offset {next}")]
+    Seeked {
+        /// The partition.
+        partition: PartitionId,
+        /// The next offset.
+        next: Offset,
+    },
+    /// A payload is not of the expected type. The stream continues with the next message.
+    #[error("partition {partition}, offset {offset}: {source}")]
+    Decode {
+        /// The partition.
+        partition: PartitionId,
+        /// The message's offset.
+        offset: Offset,
+        /// Why.
+        source: DecodeError,
+    },
+    /// Messages arrived damaged. The stream continues behind them.
+    #[error(
+        "partition {partition}: the messages from {from} to before {to} arrived damaged: {why}"
+    )]
+    Damaged {
+        /// The partition.
+        partition: PartitionId,
+        /// The first damaged offset.
+        from: Offset,
+        /// One past the last.
+        to: Offset,
+        /// What is wrong.
+        why: String,
+    },
+    /// Another consumer attached to the durable subscription. The stream ends.
+    #[error("the subscription was taken over by another consumer: {0}")]
+    Taken(ErrorBody),
+    /// The broker ended the subscription. The stream ends.
+    #[error("the subscription has ended: {0}")]
+    Ended(ErrorBody),
+}
+
+impl ReadError {
+    /// Whether the stream ends behind it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Taken(_) | Self::Ended(_))
+    }
+
+    /// Whether opening the stream again can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Taken(_) => true,
+            Self::Ended(error) => is_retryable(error),
+            _ => false,
+        }
+    }
+}
+
+/// Why an ack is not stored, or not known to be. Without a stored ack, the messages are delivered again.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AckError {
+    /// The broker refused it.
+    #[error("the ack was refused: {0}")]
+    Refused(ErrorBody),
+    /// The subscription had another owner, or was moved, since the message was delivered: it will come again.
+    #[error(
+        "the message was delivered before the subscription changed its owner or was moved; it will be delivered again"
+    )]
+    Stale,
+    /// The subscription has ended.
+    #[error("the subscription has ended")]
+    Ended,
+    /// The message is of another subscription.
+    #[error("the partition does not belong to this subscription")]
+    UnknownPartition,
+}
+
+impl AckError {
+    pub(crate) fn from_failure(failure: AckFailure) -> Self {
+        match failure {
+            AckFailure::Refused(error) => Self::Refused(error),
+            AckFailure::Stale => Self::Stale,
+            AckFailure::Ended => Self::Ended,
+            AckFailure::UnknownPartition => Self::UnknownPartition,
+        }
+    }
+
+    /// Whether the same ack can succeed later.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Refused(error) if is_retryable(error))
+    }
+}
+
+/// Why an administrative request has no result.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdminError {
+    /// The broker refused; the text says why and what to do.
+    #[error("{0}")]
+    Refused(ErrorBody),
+    /// The connection was lost after the request was sent: it may have been done.
+    #[error("the connection was lost before the answer: look whether it was done, then repeat it")]
+    Unknown,
+    /// No answer in time. A change may have been done.
+    #[error("the broker did not answer in time; a change may have been done all the same")]
+    TimedOut,
+    /// No broker was reachable in time: nothing was done.
+    #[error("no broker was reachable in time: nothing was done")]
+    NotSent,
+    /// Too many requests are waiting already: nothing was done.
+    #[error("too many requests are waiting for answers: nothing was done")]
+    TooMany,
+    /// The answer cannot be understood.
+    #[error("the broker's answer cannot be understood: {0}")]
+    Malformed(postrider_protocol::codec::DecodeError),
+    /// The client was closed.
+    #[error("the client was closed")]
+    Closed,
+}
+
+impl AdminError {
+    pub(crate) fn from_failure(failure: RequestFailure) -> Self {
+        match failure {
+            RequestFailure::Refused(error) => Self::Refused(error),
+            RequestFailure::Unknown => Self::Unknown,
+            RequestFailure::TimedOut => Self::TimedOut,
+            RequestFailure::NotSent => Self::NotSent,
+            RequestFailure::TooMany => Self::TooMany,
+            RequestFailure::Malformed(why) => Self::Malformed(why),
+            RequestFailure::Closed => Self::Closed,
+        }
+    }
+
+    /// What the broker said, if it said something.
+    #[must_use]
+    pub fn broker_error(&self) -> Option<&ErrorBody> {
+        match self {
+            Self::Refused(error) => Some(error),
+            _ => None,
+        }
+    }
+
+    /// Whether it may have been done all the same.
+    #[must_use]
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Self::Unknown | Self::TimedOut => true,
+            Self::Refused(error) => error.code.class() == ErrorClass::Unknown,
+            _ => false,
+        }
+    }
+
+    /// Whether trying again later can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Refused(error) => is_retryable(error),
+            Self::Unknown | Self::TimedOut | Self::NotSent | Self::TooMany => true,
+            Self::Malformed(_) | Self::Closed => false,
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! Owns what an application publishes, [`Record`], and what it gets for it, [`Receipt`]. Driven by producers.
+
+use bytes::Bytes;
+use postrider_protocol::types::{Durability, Offset, PartitionId, TimestampMs};
+
+/// A message to publish.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record<V> {
+    pub(crate) value: Option<V>,
+    pub(crate) key: Option<Bytes>,
+    pub(crate) headers: Vec<(Bytes, Option<Bytes>)>,
+    pub(crate) partition: Option<PartitionId>,
+    pub(crate) timestamp: Option<TimestampMs>,
+}
+
+impl<V> Record<V> {
+    /// A message with a value.
+    #[must_use]
+    pub fn new(value: V) -> Self {
+        Self {
+            value: Some(value),
+            key: None,
+            headers: Vec::new(),
+            partition: None,
+            timestamp: None,
+        }
+    }
+
+    /// A message without a value: it deletes its key when a topic is compacted.
+    #[must_use]
+    pub fn tombstone(key: impl Into<Bytes>) -> Self {
+        let key = Some(key.into());
+        Self { value: None, key, headers: Vec::new(), partition: None, timestamp: None }
+    }
+
+    /// Sets the key: messages of one key go to one partition and keep their order.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
+        self.key = Some(key.into());
+        self
+    }
+
+    /// Adds a header. At most 1,024; names may repeat.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.headers.push((Bytes::from(name.into()), Some(value.into())));
+        self
+    }
+
+    /// Chooses the partition, whatever the key.
+    #[must_use]
+    pub fn partition(mut self, partition: u32) -> Self {
+        self.partition = Some(PartitionId(partition));
+        self
+    }
+
+    /// Sets the application's own time of the message, in Unix milliseconds; the time of the call is the
+    /// default.
+    #[must_use]
+    pub fn timestamp(mut self, timestamp: TimestampMs) -> Self {
+        self.timestamp = Some(timestamp);
+        self
+    }
+
+    /// The value.
+    #[must_use]
+    pub fn value(&self) -> Option<&V> {
+        self.value.as_ref()
+    }
+
+    /// The value, taken out.
+    #[must_use]
+    pub fn into_value(self) -> Option<V> {
+        self.value
+    }
+}
+
+/// Where a message is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub struct Receipt {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The offset in it.
+    pub offset: Offset,
+    /// The broker's time of the append.
+    pub append_time: TimestampMs,
+    /// What the message has reached.
+    pub durability: Durability,
+    /// A retry found the message already stored; this is where.
+    pub duplicate: bool,
+}
