@@ -16,6 +16,8 @@ mod map;
 mod options;
 pub mod recovered;
 mod recovery;
+mod store;
+mod sync;
 
 pub use check::{CheckReport, check};
 pub use disk::{Disk, DiskFile, DiskMap, OpenMode};
@@ -26,6 +28,10 @@ pub use format::journal::Damage;
 pub use options::StoreOptions;
 pub use recovered::RecoveryReport;
 pub use recovery::recover;
+pub use store::{
+    Appended, HISTOGRAM_BUCKETS, Histogram, Log, LogWatcher, NewEntry, Opened, OpenedLog, ReadRun,
+    SegmentInfo, Store, StoreObserver, StoreStats, StoreThreads,
+};
 
 use postrider_protocol::types::{PartitionId, TopicId};
 

@@ -1,0 +1,198 @@
+//! The index of one segment: where entries begin, and what lies between runs of messages.
+//!
+//! Owns sparse marks (an entry's position at least every 16 KiB, and at the first message after each
+//! hole) and holes (bytes that no reader gets: state entries, frame sectors, padding). Filled as
+//! entries are written, or by walking a segment, or from its footer; all three give the same.
+//!
+//! ```text
+//! | data data data | state | data | pad, frame header | data ... data | pad, trailer | data
+//! ^mark     ^mark  [ hole ]^mark  [      hole       ]^mark    ^mark   [    hole     ]^mark
+//! ```
+//! Hence a run of messages between two holes is contiguous, begins with a mark, and can be cut at any
+//! mark inside it without looking at a header.
+
+use postrider_protocol::entry::{EntryHeader, EntryKind};
+use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
+
+use crate::format::segment::{ENTRIES_START, Hole, IndexMark};
+use crate::format::{SECTOR, sector_ceil};
+
+/// Distance of marks in bytes: how far a reader walks headers at most, but for one larger entry.
+pub(crate) const MARK_BYTES: u64 = 16 << 10;
+
+/// More holes than this call for the next segment: bounds the index to about 1.5 MiB.
+pub(crate) const HOLES_MAX: usize = 32_768;
+
+/// One entry as the index sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct EntryPlace {
+    pub(crate) index: EntryIndex,
+    pub(crate) offset: Offset,
+    pub(crate) end_offset: Offset,
+    pub(crate) time: TimestampMs,
+    pub(crate) leader_epoch: u32,
+    /// Whether readers get it.
+    pub(crate) data: bool,
+    pub(crate) position: u64,
+    pub(crate) len: u64,
+}
+
+impl EntryPlace {
+    pub(crate) fn of(header: &EntryHeader, position: u64) -> Self {
+        Self {
+            index: header.index,
+            offset: header.base_offset,
+            end_offset: header.end_offset(),
+            time: header.append_time,
+            leader_epoch: header.leader_epoch.0,
+            data: header.kind == EntryKind::Data,
+            position,
+            len: u64::from(header.total_len),
+        }
+    }
+
+    pub(crate) fn end(&self) -> u64 {
+        self.position + self.len
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentIndex {
+    /// Entries below are not indexed yet.
+    pub(crate) from: u64,
+    pub(crate) marks: Vec<IndexMark>,
+    pub(crate) holes: Vec<Hole>,
+    /// The next message gets a mark wherever it is.
+    mark_next: bool,
+    /// Lowest and highest leader epoch among the indexed entries.
+    pub(crate) epochs: (u32, u32),
+}
+
+impl SegmentIndex {
+    /// An index that knows nothing below `from` and is filled from there.
+    pub(crate) fn new(from: u64) -> Self {
+        Self { from, marks: Vec::new(), holes: Vec::new(), mark_next: true, epochs: (u32::MAX, 0) }
+    }
+
+    /// Whether the index covers the segment from its first entry.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.from <= ENTRIES_START
+    }
+
+    /// Takes up the next entry.
+    pub(crate) fn add(&mut self, entry: &EntryPlace) {
+        self.epochs.0 = self.epochs.0.min(entry.leader_epoch);
+        self.epochs.1 = self.epochs.1.max(entry.leader_epoch);
+        let far = self.marks.last().is_none_or(|mark| entry.position - mark.position >= MARK_BYTES);
+        if far || (entry.data && self.mark_next) {
+            self.marks.push(IndexMark {
+                index: entry.index,
+                offset: entry.offset,
+                time: entry.time,
+                position: entry.position,
+            });
+        }
+        if entry.data {
+            self.mark_next = false;
+        } else {
+            self.add_gap(entry.position, entry.end());
+        }
+    }
+
+    /// Takes up bytes that are no messages.
+    pub(crate) fn add_gap(&mut self, start: u64, end: u64) {
+        if start >= end {
+            return;
+        }
+        self.mark_next = true;
+        match self.holes.last_mut() {
+            Some(hole) if hole.end == start => hole.end = end,
+            _ => self.holes.push(Hole { start, end }),
+        }
+    }
+
+    /// Puts the index of the part before in front; it ends where this one begins.
+    pub(crate) fn prepend(&mut self, mut before: Self) {
+        before.marks.append(&mut self.marks);
+        self.marks = before.marks;
+        let joined = matches!((before.holes.last(), self.holes.first()), (Some(a), Some(b)) if a.end == b.start);
+        if joined && let Some(last) = before.holes.pop() {
+            self.holes[0].start = last.start;
+        }
+        before.holes.append(&mut self.holes);
+        self.holes = before.holes;
+        self.from = before.from;
+        self.epochs.0 = self.epochs.0.min(before.epochs.0);
+        self.epochs.1 = self.epochs.1.max(before.epochs.1);
+    }
+
+    /// The last mark whose offset is not above `offset`.
+    pub(crate) fn mark_at_offset(&self, offset: Offset) -> Option<usize> {
+        self.marks.partition_point(|mark| mark.offset <= offset).checked_sub(1)
+    }
+
+    /// The last mark whose index is not above `index`.
+    pub(crate) fn mark_at_index(&self, index: EntryIndex) -> Option<usize> {
+        self.marks.partition_point(|mark| mark.index <= index).checked_sub(1)
+    }
+
+    /// The last mark whose position is not above `position`.
+    pub(crate) fn mark_at_position(&self, position: u64) -> Option<usize> {
+        self.marks.partition_point(|mark| mark.position <= position).checked_sub(1)
+    }
+
+    /// The last mark with an append time below `time`.
+    pub(crate) fn mark_before_time(&self, time: TimestampMs) -> Option<usize> {
+        self.marks.partition_point(|mark| mark.time < time).checked_sub(1)
+    }
+
+    /// The first hole that begins at or behind `position`.
+    pub(crate) fn hole_from(&self, position: u64) -> usize {
+        self.holes.partition_point(|hole| hole.start < position)
+    }
+}
+
+/// What a walk finds at a position.
+pub(crate) enum Found {
+    /// An entry.
+    Entry(EntryPlace),
+    /// Bytes that are no entry, up to this position.
+    Gap(u64),
+}
+
+/// Looks for the entry `expected` or a later one at `position` of `bytes` (which begin at `start` in
+/// the file). Frame sectors and padding are stepped over sector by sector; they are never taken for
+/// entries, because only written ranges are walked and padding is written as zeros.
+pub(crate) fn find_entry(bytes: &[u8], start: u64, position: u64, expected: EntryIndex) -> Found {
+    let at = usize::try_from(position - start).unwrap_or(usize::MAX);
+    let header = bytes.get(at..).and_then(|rest| EntryHeader::decode(rest).ok());
+    match header {
+        Some(header) if header.index >= expected => Found::Entry(EntryPlace::of(&header, position)),
+        _ => Found::Gap(sector_ceil(position + 1)),
+    }
+}
+
+/// Indexes the entries in `bytes`, which begin at `start` in the file, with `first` as the first index.
+pub(crate) fn walk(bytes: &[u8], start: u64, first: EntryIndex) -> SegmentIndex {
+    let mut index = SegmentIndex::new(start);
+    let end = start + bytes.len() as u64;
+    let mut position = start;
+    let mut expected = first;
+    while position < end {
+        match find_entry(bytes, start, position, expected) {
+            Found::Entry(entry) => {
+                index.add(&entry);
+                position = entry.end();
+                expected = EntryIndex(entry.index.0 + 1);
+            }
+            Found::Gap(next) => {
+                index.add_gap(position, next.min(end));
+                position = next;
+            }
+        }
+    }
+    index
+}
+
+const _: () = assert!(SECTOR.is_multiple_of(8));
