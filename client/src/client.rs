@@ -223,6 +223,12 @@ impl Client {
         Admin::new(Arc::clone(&self.handle))
     }
 
+    /// The version of the broker that greeted last.
+    #[must_use]
+    pub fn server_version(&self) -> String {
+        lock(&self.handle.shared.server_version).clone()
+    }
+
     /// News of the connection from now on. A receiver that lags more than 64 events misses the oldest.
     #[must_use]
     pub fn events(&self) -> broadcast::Receiver<ClientEvent> {

@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     notify: Notify,
     started: Instant,
     pub(crate) events: broadcast::Sender<ClientEvent>,
+    /// Of the broker that greeted last; empty before the first.
+    pub(crate) server_version: Mutex<String>,
     /// The engine is closed: the task ends.
     closing: AtomicBool,
     /// The last handle is gone: the task ends when nothing is unconfirmed.
@@ -61,6 +63,7 @@ impl Shared {
             notify: Notify::new(),
             started: Instant::now(),
             events,
+            server_version: Mutex::new(String::new()),
             closing: AtomicBool::new(false),
             released: AtomicBool::new(false),
         }
@@ -384,6 +387,7 @@ impl Talk<'_> {
         })?;
         if let Some(greeting) = greeting {
             self.greeted = true;
+            completion::lock(&self.shared.server_version).clone_from(&greeting.server_version);
             if let Some(first) = self.first.take() {
                 // The builder's caller may have given up.
                 drop(first.send(Ok(())));

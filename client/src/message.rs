@@ -197,6 +197,13 @@ impl<C> MessageBatch<C> {
         }
     }
 
+    /// The place behind one message of it, to acknowledge that one and all before it.
+    #[must_use]
+    pub fn position_behind(&self, offset: Offset) -> Position {
+        let next = offset.0.saturating_add(1).clamp(self.place.first, self.place.end);
+        Position { next: Offset(next), ..self.position() }
+    }
+
     /// The messages, borrowed and undecoded. Nothing is allocated or copied.
     #[must_use]
     pub fn iter(&self) -> MessageRefs<'_> {

@@ -338,6 +338,8 @@ impl Drop for Line<'_> {
 
 /// The outcome of an enqueued message, as a future.
 ///
+/// Clones tell the same.
+///
 /// # Cancel safety
 /// Dropping it loses the outcome; the message is published all the same.
 #[derive(Debug)]
@@ -350,7 +352,20 @@ pub struct Ack {
     waker: Option<u32>,
 }
 
+impl Clone for Ack {
+    fn clone(&self) -> Self {
+        // A clone has a waker of its own.
+        Self { completion: Arc::clone(&self.completion), place: self.place, waker: None }
+    }
+}
+
 impl Ack {
+    /// Whether two messages are in one batch: then they end together, and one ack tells for both.
+    #[must_use]
+    pub fn same_batch(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.completion, &other.completion)
+    }
+
     /// The outcome, if it is known already.
     #[must_use]
     pub fn try_outcome(&self) -> Option<Result<Receipt, SendError>> {
