@@ -73,6 +73,20 @@ pub(crate) struct ServerOptions {
     /// Allow addresses other than loopback although there is neither encryption nor authentication yet
     #[arg(long)]
     pub(crate) insecure: bool,
+    /// What is logged: a level (error, warn, info, debug, trace), or module=level,...
+    #[arg(long, value_name = "FILTER", env = "POSTRIDER_LOG", default_value = "info")]
+    pub(crate) log: String,
+    /// How logs are written to standard error
+    #[arg(long, value_enum, env = "POSTRIDER_LOG_FORMAT", default_value = "human")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line per event
+    Human,
+    /// A JSON object per event
+    Json,
 }
 
 /// What every command that talks to a broker takes.
@@ -371,9 +385,6 @@ pub(crate) struct SubOptions {
 pub(crate) struct CheckOptions {
     /// The data directory
     pub(crate) dir: PathBuf,
-    /// How to print
-    #[arg(short, long, value_enum, default_value = "table")]
-    pub(crate) output: TableFormat,
 }
 
 #[cfg(test)]

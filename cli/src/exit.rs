@@ -56,6 +56,12 @@ impl Failure {
         Self::new(Exit::Usage, cause)
     }
 
+    /// Names the thing that failed, before the cause.
+    pub(crate) fn at(mut self, what: impl fmt::Display) -> Self {
+        self.cause = format!("{what}: {}", self.cause);
+        self
+    }
+
     /// Adds what the user can do about it.
     pub(crate) fn next(mut self, step: impl fmt::Display) -> Self {
         self.next_step = Some(step.to_string());

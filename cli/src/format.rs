@@ -12,7 +12,6 @@
 
 use std::io::Write as _;
 
-use bytes::Bytes;
 use serde_json::{Value, json};
 
 /// A message as the renderers see it.
@@ -23,7 +22,8 @@ pub(crate) struct Shown<'a> {
     pub(crate) timestamp_ms: u64,
     pub(crate) key: Option<&'a [u8]>,
     pub(crate) payload: Option<&'a [u8]>,
-    pub(crate) headers: &'a [(Bytes, Option<Bytes>)],
+    /// Empty if the format does not show them.
+    pub(crate) headers: &'a [(&'a str, Option<&'a [u8]>)],
 }
 
 /// How `sub` prints each message.
@@ -38,6 +38,15 @@ pub(crate) enum MessageFormat {
 }
 
 impl MessageFormat {
+    /// Whether headers are shown; if not, they need not be decoded.
+    pub(crate) fn shows_headers(&self) -> bool {
+        match self {
+            Self::Raw => false,
+            Self::Json => true,
+            Self::Template(Template(parts)) => parts.contains(&Part::Headers),
+        }
+    }
+
     /// Appends the message to `out`.
     pub(crate) fn render(&self, message: &Shown<'_>, out: &mut Vec<u8>) {
         match self {
@@ -164,14 +173,14 @@ fn length(out: &mut Vec<u8>, bytes: Option<&[u8]>) {
     }
 }
 
-fn headers(out: &mut Vec<u8>, headers: &[(Bytes, Option<Bytes>)]) {
+fn headers(out: &mut Vec<u8>, headers: &[(&str, Option<&[u8]>)]) {
     for (at, (name, value)) in headers.iter().enumerate() {
         if at > 0 {
             out.push(b',');
         }
-        out.extend_from_slice(name);
+        out.extend_from_slice(name.as_bytes());
         out.push(b'=');
-        out.extend_from_slice(value.as_deref().unwrap_or_default());
+        out.extend_from_slice(value.unwrap_or_default());
     }
 }
 
@@ -189,8 +198,8 @@ fn as_json(message: &Shown<'_>) -> Value {
         .headers
         .iter()
         .map(|(name, value)| {
-            let mut header = json!({ "name": String::from_utf8_lossy(name) });
-            put_bytes(&mut header, "value", value.as_deref());
+            let mut header = json!({ "name": name });
+            put_bytes(&mut header, "value", *value);
             header
         })
         .collect();
@@ -230,7 +239,7 @@ mod tests {
     use super::*;
 
     fn rendered(format: &MessageFormat, key: Option<&[u8]>, payload: Option<&[u8]>) -> Vec<u8> {
-        let headers = [("a".into(), Some("1".into())), ("b".into(), None)];
+        let headers = [("a", Some(&b"1"[..])), ("b", None)];
         let shown = Shown {
             topic: "orders",
             partition: 2,

@@ -5,8 +5,13 @@
 
 mod args;
 mod bench;
+mod command;
+mod connect;
+mod ends;
 mod exit;
 mod format;
+mod input;
+mod interrupt;
 mod lines;
 mod output;
 mod start;
@@ -46,6 +51,13 @@ fn run(command: Command) -> Outcome {
             clap_complete::generate(shell, &mut Cli::command(), "postrider", &mut script);
             output::print(&String::from_utf8_lossy(&script))
         }
+        //Command::Server(options) => command::server::run(&options),
+        Command::Topic(command) => command::topic::run(&command),
+        Command::Subscription(command) => command::subscription::run(&command),
+        Command::Pub(options) => command::publish::run(&options),
+        Command::Sub(options) => command::subscribe::run(&options),
+        Command::Bench(command) => bench::run(&command),
+        Command::Check(options) => command::check::run(&options),
         _ => Err(Failure::failed("this command is not there yet")),
     }
 }

@@ -1,10 +1,17 @@
-//! Owns the spelling of a start position: `earliest`, `latest`, `-N`, an offset, or a time. Pure.
+//! Owns the spelling of a start position: `earliest`, `latest`, `-N`, an offset, or a time; and what it
+//! means for a topic.
 //!
 //! Times are RFC 3339 (`2026-11-25T08:00:00Z`, with a zone) or an age (`15m`: fifteen minutes ago).
 
 use std::str::FromStr;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use postrider::Admin;
+use postrider_protocol::message::Start;
+use postrider_protocol::types::{Offset, TimestampMs};
+
+use crate::connect::admin_failure;
+use crate::exit::Outcome;
 use crate::units::parse_duration_with_unit;
 
 /// Where `sub --from` and `subscription seek --to` begin.
@@ -41,6 +48,30 @@ impl FromStr for From {
         }
         parse_duration_with_unit(text).map(Self::Age).map_err(|_err| unknown(text))
     }
+}
+
+/// The place that a position means in `topic` now.
+pub(crate) async fn resolve(from: From, admin: &Admin, topic: &str) -> Outcome<Start> {
+    Ok(match from {
+        From::Earliest => Start::Earliest,
+        From::Latest => Start::Latest,
+        From::Offset(offset) => Start::Offset(Offset(offset)),
+        From::Time(ms) => Start::Timestamp(TimestampMs(ms)),
+        From::Age(age) => {
+            let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+            let ms = now.saturating_sub(age).as_millis();
+            Start::Timestamp(TimestampMs(u64::try_from(ms).unwrap_or(u64::MAX)))
+        }
+        From::Last(count) => {
+            let described = admin.describe_topic(topic).await;
+            let topic = described.map_err(|error| admin_failure(&error, topic))?;
+            let starts = topic.partitions.iter().map(|partition| {
+                let start = partition.high_watermark.0.saturating_sub(count);
+                (partition.partition, Offset(start.max(partition.log_start.0)))
+            });
+            Start::PerPartition(starts.collect())
+        }
+    })
 }
 
 fn unknown(text: &str) -> String {

@@ -92,6 +92,14 @@ impl Samples {
         self.locked().1.record(latency);
     }
 
+    /// Records under one lock.
+    pub(crate) fn record_all(&self, latencies: impl Iterator<Item = Duration>) {
+        let mut samples = self.locked();
+        for latency in latencies {
+            samples.1.record(latency);
+        }
+    }
+
     /// The latencies since the last call; they are part of the total from now on.
     pub(crate) fn take_interval(&self) -> Latencies {
         let mut samples = self.locked();

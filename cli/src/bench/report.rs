@@ -48,6 +48,7 @@ impl ServerWatch {
 }
 
 /// What broker and load tool used during the measured time. None where the broker is not on this machine.
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Used {
     server_cpu: Option<Duration>,
     client_cpu: Option<Duration>,
@@ -78,8 +79,6 @@ pub(crate) struct Report<'a> {
     pub(crate) elapsed: Duration,
     pub(crate) load_loop: Loop,
     pub(crate) latencies: Latencies,
-    /// Every so many messages one was timed.
-    pub(crate) sample_every: u64,
     pub(crate) errors: u64,
     pub(crate) used: Used,
     /// What is special to one verb.
@@ -120,7 +119,7 @@ impl Report<'_> {
         put("latency_us", self.latencies.to_json());
         put("latency_basis", json!(self.load_loop.basis()));
         put("latency_comparable", json!(self.load_loop == Loop::Open));
-        put("latency_sample_every", json!(self.sample_every));
+        put("latency_samples_of", json!(self.load_loop.samples_of()));
         put("errors", json!(self.errors));
         put("server_cpu_s", json!(self.used.server_cpu.map(|cpu| cpu.as_secs_f64())));
         put("server_cpu_s_per_million", json!(self.per_million(self.used.server_cpu)));
@@ -205,6 +204,14 @@ impl Loop {
         match self {
             Self::Open => "intended",
             Self::Closed => "sent",
+            Self::ReadOnly => "none",
+        }
+    }
+
+    fn samples_of(self) -> &'static str {
+        match self {
+            Self::Open => "each message",
+            Self::Closed => "the first message of each batch",
             Self::ReadOnly => "none",
         }
     }
@@ -310,7 +317,6 @@ mod tests {
             elapsed: Duration::from_secs(4),
             load_loop: Loop::Open,
             latencies,
-            sample_every: 1,
             errors: 0,
             used: Used {
                 server_cpu: Some(Duration::from_secs(1)),

@@ -4,9 +4,28 @@
 //! its messages are numbered from 0, so that a stream read back must be 0, 1, 2, ... `message` owns the
 //! payload, `state` the file of acknowledgements, `checker` the judgement.
 
-pub(crate) mod checker;
-pub(crate) mod message;
-pub(crate) mod state;
+mod check;
+mod checker;
+mod message;
+mod run;
+mod state;
+
+use super::args::VerifyOptions;
+use crate::connect::block_on;
+use crate::exit::Outcome;
+
+/// Publishes and judges, or only one of both.
+pub(crate) fn run(options: &VerifyOptions) -> Outcome {
+    block_on(1, async {
+        if !options.check {
+            run::publish(options).await?;
+        }
+        if options.no_check {
+            return Ok(());
+        }
+        check::judge(options).await
+    })
+}
 
 /// Names a stream within a run.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

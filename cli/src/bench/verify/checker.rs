@@ -158,6 +158,16 @@ impl Checker {
         }
     }
 
+    /// Says where a partition ended when the reading began; everything below was to be read.
+    pub(crate) fn end(&mut self, partition: u32, end: u64) {
+        let next = self.next.get(&partition).copied().unwrap_or(0);
+        if next < end {
+            self.verdict.add(Violation::OffsetGap, end - next, || {
+                format!("partition {partition}: nothing at offsets {next}..{end}, its end")
+            });
+        }
+    }
+
     fn identified(&mut self, identity: Identity, offset: u64) {
         let Identity { run, stream, sequence } = identity;
         let seen = self.seen.entry((run, stream)).or_default();
@@ -461,6 +471,9 @@ mod tests {
         let (recorded, log) = scenario();
         assert_eq!(judge(&recorded, &log[..90]).count(Violation::Lost), 10);
         assert_eq!(judge(&recorded, &[]).count(Violation::Lost), 100);
+        let mut checker = Checker::new(Recorded::default());
+        checker.end(0, 7);
+        assert_eq!(checker.finish().count(Violation::OffsetGap), 7);
     }
 
     #[test]

@@ -1,0 +1,264 @@
+//! `postrider sub`: prints messages.
+//!
+//! Output is buffered and flushed when no more messages wait. A durable subscription is acknowledged after
+//! its messages were written and flushed, never before. A reader of the output that went away is a clean
+//! end.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt as _;
+use postrider::{MessageBatch, Position, Raw, ReadError, Reader, Subscriber};
+use postrider_protocol::types::PartitionId;
+
+use crate::args::{MessageOutput, SubOptions};
+use crate::connect::{block_on, close, connect, open_failure, read_failure};
+use crate::ends::Ends;
+use crate::exit::{Failure, Outcome};
+use crate::format::{MessageFormat, Shown};
+use crate::interrupt::Interrupt;
+use crate::output::{self, note, written};
+use crate::start::resolve;
+
+/// Output is written in pieces of this size.
+const OUTPUT_BYTES: usize = 256 << 10;
+/// A busy durable subscription is acknowledged this often.
+const ACK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Prints messages until the end, the count, a signal, or a closed output.
+pub(crate) fn run(options: &SubOptions) -> Outcome {
+    block_on(1, async {
+        let client = connect(&options.client).await?;
+        let outcome = match Source::open(&client, options).await {
+            Ok(source) => Printer::new(source, options).run().await,
+            Err(failure) => Err(failure),
+        };
+        close(&client).await;
+        outcome
+    })
+}
+
+/// Where messages come from.
+enum Source {
+    Ephemeral(Reader<Raw>),
+    Durable(Subscriber<Raw>),
+}
+
+impl Source {
+    async fn open(client: &postrider::Client, options: &SubOptions) -> Outcome<Self> {
+        let topic = &options.topic;
+        let start = resolve(options.from, &client.admin(), topic).await?;
+        let partitions = options.partitions.iter().copied();
+        let opened = match &options.subscription {
+            None => {
+                let builder = client.reader::<Raw>(topic).from(start).partitions(partitions);
+                builder.open().await.map(Self::Ephemeral)
+            }
+            Some(name) => {
+                let builder =
+                    client.subscriber::<Raw>(topic, name).from(start).partitions(partitions);
+                builder.open().await.map(Self::Durable)
+            }
+        };
+        opened.map_err(|error| open_failure(&error, topic))
+    }
+
+    /// Cancel-safe.
+    async fn next_batch(&mut self) -> Option<Result<MessageBatch<Raw>, ReadError>> {
+        match self {
+            Self::Ephemeral(reader) => reader.next_batch().await,
+            Self::Durable(subscriber) => subscriber.next_batch().await,
+        }
+    }
+
+    fn ends(&self) -> Ends {
+        match self {
+            Self::Ephemeral(reader) => Ends::of(reader.partitions()),
+            Self::Durable(subscriber) => Ends::of(subscriber.partitions()),
+        }
+    }
+}
+
+struct Printer {
+    source: Source,
+    topic: String,
+    format: MessageFormat,
+    /// Messages still wanted.
+    left: u64,
+    /// Where to stop; none to follow the topic.
+    ends: Option<Ends>,
+    out: Vec<u8>,
+    /// Written behind here but not acknowledged, per partition.
+    unacked: BTreeMap<PartitionId, Position>,
+    acked_at: Instant,
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    Stop,
+}
+
+impl Printer {
+    fn new(source: Source, options: &SubOptions) -> Self {
+        let format = match (&options.format, options.output) {
+            (Some(template), _) => MessageFormat::Template(template.clone()),
+            (None, MessageOutput::Raw) => MessageFormat::Raw,
+            (None, MessageOutput::Json) => MessageFormat::Json,
+        };
+        Self {
+            ends: options.exit_at_end.then(|| source.ends()),
+            source,
+            topic: options.topic.clone(),
+            format,
+            left: options.count.unwrap_or(u64::MAX),
+            out: Vec::with_capacity(OUTPUT_BYTES),
+            unacked: BTreeMap::new(),
+            acked_at: Instant::now(),
+        }
+    }
+
+    async fn run(mut self) -> Outcome {
+        let mut interrupt = Interrupt::new()?;
+        let printed = self.print_all(&mut interrupt).await;
+        // What was printed before a failure is printed.
+        let flushed = self.flush();
+        let acked = match &flushed {
+            Ok(output::Reader::Present) => self.ack().await,
+            Ok(output::Reader::Gone) | Err(_) => Ok(()),
+        };
+        printed?;
+        flushed?;
+        acked
+    }
+
+    async fn print_all(&mut self, interrupt: &mut Interrupt) -> Outcome {
+        while self.left > 0 && !self.ends.as_ref().is_some_and(Ends::are_reached) {
+            let next = match self.source.next_batch().now_or_never() {
+                Some(next) => next,
+                None => {
+                    // Nothing waits: show what there is before sleeping.
+                    if self.settle().await? == Go::Stop {
+                        return Ok(());
+                    }
+                    tokio::select! {
+                        next = self.source.next_batch() => next,
+                        () = interrupt.next() => return Ok(()),
+                    }
+                }
+            };
+            match next {
+                None => return Ok(()),
+                Some(Ok(batch)) => {
+                    if self.print(&batch)? == Go::Stop {
+                        return Ok(());
+                    }
+                    if self.acked_at.elapsed() >= ACK_INTERVAL && self.settle().await? == Go::Stop {
+                        return Ok(());
+                    }
+                }
+                Some(Err(error)) => self.notice(&error)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn print(&mut self, batch: &MessageBatch<Raw>) -> Outcome<Go> {
+        let with_headers = self.format.shows_headers();
+        let partition = batch.partition();
+        let mut last = None;
+        for message in batch {
+            let message = match message {
+                Ok(message) => message,
+                Err(error) => {
+                    self.notice(&error)?;
+                    continue;
+                }
+            };
+            if self.left == 0
+                || self.ends.as_ref().is_some_and(|ends| ends.is_behind(partition, message.offset))
+            {
+                break;
+            }
+            let headers: Vec<_> =
+                if with_headers { message.headers().collect() } else { Vec::new() };
+            let shown = Shown {
+                topic: &self.topic,
+                partition: partition.0,
+                offset: message.offset.0,
+                timestamp_ms: message.timestamp.0,
+                key: message.key,
+                payload: message.value,
+                headers: &headers,
+            };
+            self.format.render(&shown, &mut self.out);
+            self.left -= 1;
+            last = Some(message.offset);
+            if self.out.len() >= OUTPUT_BYTES && self.write()? == output::Reader::Gone {
+                return Ok(Go::Stop);
+            }
+        }
+        if let Some(ends) = &mut self.ends {
+            ends.reach(partition, batch.end());
+        }
+        if let Some(last) = last {
+            self.unacked.insert(partition, batch.position_behind(last));
+        }
+        Ok(Go::On)
+    }
+
+    /// Something other than messages came. Only the end of the stream is a failure.
+    fn notice(&mut self, error: &ReadError) -> Outcome {
+        match error {
+            ReadError::Gap { partition, to, .. } | ReadError::Damaged { partition, to, .. } => {
+                note(format_args!("warning: {error}"));
+                if let Some(ends) = &mut self.ends {
+                    ends.reach(*partition, *to);
+                }
+                Ok(())
+            }
+            error if error.is_fatal() => Err(read_failure(error)),
+            error => {
+                note(format_args!("warning: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    fn write(&mut self) -> Outcome<output::Reader> {
+        let reader = written(io::stdout().lock().write_all(&self.out));
+        self.out.clear();
+        reader
+    }
+
+    fn flush(&mut self) -> Outcome<output::Reader> {
+        if self.write()? == output::Reader::Gone {
+            return Ok(output::Reader::Gone);
+        }
+        written(io::stdout().lock().flush())
+    }
+
+    /// Flushes, then acknowledges what was flushed.
+    async fn settle(&mut self) -> Outcome<Go> {
+        if self.flush()? == output::Reader::Gone {
+            return Ok(Go::Stop);
+        }
+        self.ack().await?;
+        Ok(Go::On)
+    }
+
+    async fn ack(&mut self) -> Outcome {
+        self.acked_at = Instant::now();
+        let positions = std::mem::take(&mut self.unacked);
+        let Source::Durable(subscriber) = &self.source else { return Ok(()) };
+        for position in positions.into_values() {
+            subscriber.ack_up_to(position).await.map_err(|error| {
+                Failure::failed(error)
+                    .next("the messages since the last ack will be delivered again")
+            })?;
+        }
+        Ok(())
+    }
+}
