@@ -278,7 +278,7 @@ impl Lane {
         options: &ProducerOptions,
     ) {
         self.seal();
-        let hint = self.hint_bytes.clamp(256, options.batch_bytes);
+        let hint = self.hint_bytes.max(256).min(options.batch_bytes + 64);
         self.open = Some(OpenBatch {
             builder: BatchBuilder::new(options.compression, hint),
             completion: Arc::new(BatchCompletion::default()),
