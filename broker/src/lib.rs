@@ -7,5 +7,6 @@
 compile_error!("the Postrider broker runs on Linux only; the client crate runs anywhere");
 
 pub mod config;
+pub mod join;
 
 pub use config::{Config, ConfigError};

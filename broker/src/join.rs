@@ -1,0 +1,40 @@
+//! The join of decisions (core) and logs (storage): everything that a broker does between a frame that
+//! came in and bytes that go out. Synchronous; knows no runtime, no socket and no clock, so that the
+//! simulator drives it as it stands. Driven by `net`, `server` and the whole-system simulation.
+//!
+//! ```text
+//!   Session::receive --> PartitionHandle (lock: core decides, storage queues)      Catalog (metadata)
+//!                                ^ notify                                             ^ notify
+//!   I/O thread: group written ---+----------------------------------------------------+
+//!                                | confirms, replies, tasks
+//!                                v
+//!   Session::transmit <-- Outbox <-- woken once per round
+//!        |  deliveries: Log::read, sliced from the map
+//! ```
+
+mod broker;
+mod catalog;
+mod combining;
+mod counters;
+mod deliver;
+mod fold;
+mod housekeeping;
+mod hub;
+mod leader;
+mod open;
+mod operation;
+mod options;
+mod outbox;
+mod partition;
+mod random;
+mod readers;
+mod session;
+mod topic;
+
+pub use broker::{Broker, Readiness};
+pub use counters::BrokerMetrics;
+pub use hub::Identity;
+pub use open::{BrokerOpenError, OpenReport};
+pub use options::BrokerOptions;
+pub use outbox::Wake;
+pub use session::{Session, SessionEnd, Transmit, TransmitState};

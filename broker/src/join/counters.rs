@@ -1,0 +1,179 @@
+//! Owns the join's counters and the plain numbers that are made from them. Never renders them: the shell
+//! does. Driven by sessions, partitions and the catalog.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use postrider_protocol::error::ErrorCode;
+use postrider_storage::StoreStats;
+
+/// A number that only rises.
+#[derive(Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, count: u64) {
+        self.0.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One per error code, in the order of [`ErrorCode::ALL`].
+pub(crate) struct ErrorCounters(Vec<Counter>);
+
+impl Default for ErrorCounters {
+    fn default() -> Self {
+        Self(ErrorCode::ALL.iter().map(|_| Counter::default()).collect())
+    }
+}
+
+impl ErrorCounters {
+    pub(crate) fn add(&self, code: ErrorCode) {
+        let at = ErrorCode::ALL.iter().position(|known| *known == code);
+        if let Some(counter) = at.and_then(|at| self.0.get(at)) {
+            counter.add(1);
+        }
+    }
+
+    fn totals(&self) -> Vec<(ErrorCode, u64)> {
+        ErrorCode::ALL.iter().copied().zip(self.0.iter().map(Counter::total)).collect()
+    }
+}
+
+/// Everything that the join counts.
+#[derive(Default)]
+pub(crate) struct Counters {
+    pub(crate) sessions_opened: Counter,
+    pub(crate) sessions_refused: Counter,
+    pub(crate) requests: Counter,
+    pub(crate) publish_batches: Counter,
+    pub(crate) publish_messages: Counter,
+    pub(crate) publish_bytes: Counter,
+    pub(crate) committed_messages: Counter,
+    pub(crate) duplicate_messages: Counter,
+    pub(crate) rejected_messages: Counter,
+    pub(crate) unknown_messages: Counter,
+    pub(crate) delivered_messages: Counter,
+    pub(crate) delivered_bytes: Counter,
+    pub(crate) delivered_runs: Counter,
+    pub(crate) cold_runs: Counter,
+    pub(crate) gaps: Counter,
+    pub(crate) acks: Counter,
+    pub(crate) snapshots: Counter,
+    pub(crate) snapshot_bytes: Counter,
+    pub(crate) trims: Counter,
+    pub(crate) partitions_folded: Counter,
+    pub(crate) entries_folded: Counter,
+    pub(crate) errors: ErrorCounters,
+}
+
+/// The join's numbers at one moment. Totals since the start unless said otherwise.
+#[derive(Clone, Debug)]
+pub struct BrokerMetrics {
+    /// Sessions that are open now.
+    pub sessions: u64,
+    /// Sessions opened.
+    pub sessions_opened: u64,
+    /// Connections refused because there were too many.
+    pub sessions_refused: u64,
+    /// Requests other than publishes.
+    pub requests: u64,
+    /// Batches received.
+    pub publish_batches: u64,
+    /// Messages in them.
+    pub publish_messages: u64,
+    /// Bytes of the batches.
+    pub publish_bytes: u64,
+    /// Messages stored and confirmed.
+    pub committed_messages: u64,
+    /// Messages confirmed as stored before.
+    pub duplicate_messages: u64,
+    /// Messages definitely not stored.
+    pub rejected_messages: u64,
+    /// Messages whose fate the broker could not tell.
+    pub unknown_messages: u64,
+    /// Publish bytes in flight now, over all sessions.
+    pub publish_in_flight_bytes: u64,
+    /// Messages sent to subscribers.
+    pub delivered_messages: u64,
+    /// Bytes of entries sent to subscribers.
+    pub delivered_bytes: u64,
+    /// Deliver frames.
+    pub delivered_runs: u64,
+    /// Deliveries that had to be loaded from disk first.
+    pub cold_runs: u64,
+    /// Gaps told to subscribers.
+    pub gaps: u64,
+    /// Acknowledgements stored.
+    pub acks: u64,
+    /// Topics now.
+    pub topics: u64,
+    /// Partitions of all topics now.
+    pub partitions: u64,
+    /// Durable subscriptions now.
+    pub subscriptions: u64,
+    /// Partitions whose state was folded from their log.
+    pub partitions_folded: u64,
+    /// Entries read for that.
+    pub entries_folded: u64,
+    /// Snapshots written.
+    pub snapshots: u64,
+    /// Their bytes.
+    pub snapshot_bytes: u64,
+    /// Times that retention moved a log's start.
+    pub trims: u64,
+    /// Times that each error was given to a client.
+    pub errors: Vec<(ErrorCode, u64)>,
+    /// The store's numbers.
+    pub store: StoreStats,
+    /// Data is refused because the disk is full.
+    pub disk_full: bool,
+}
+
+/// Numbers that are not counters, read by the broker.
+pub(crate) struct Gauges {
+    pub(crate) sessions: u64,
+    pub(crate) publish_in_flight_bytes: u64,
+    pub(crate) topics: u64,
+    pub(crate) partitions: u64,
+    pub(crate) subscriptions: u64,
+    pub(crate) disk_full: bool,
+}
+
+impl Counters {
+    pub(crate) fn metrics(&self, gauges: &Gauges, store: StoreStats) -> BrokerMetrics {
+        BrokerMetrics {
+            sessions: gauges.sessions,
+            sessions_opened: self.sessions_opened.total(),
+            sessions_refused: self.sessions_refused.total(),
+            requests: self.requests.total(),
+            publish_batches: self.publish_batches.total(),
+            publish_messages: self.publish_messages.total(),
+            publish_bytes: self.publish_bytes.total(),
+            committed_messages: self.committed_messages.total(),
+            duplicate_messages: self.duplicate_messages.total(),
+            rejected_messages: self.rejected_messages.total(),
+            unknown_messages: self.unknown_messages.total(),
+            publish_in_flight_bytes: gauges.publish_in_flight_bytes,
+            delivered_messages: self.delivered_messages.total(),
+            delivered_bytes: self.delivered_bytes.total(),
+            delivered_runs: self.delivered_runs.total(),
+            cold_runs: self.cold_runs.total(),
+            gaps: self.gaps.total(),
+            acks: self.acks.total(),
+            topics: gauges.topics,
+            partitions: gauges.partitions,
+            subscriptions: gauges.subscriptions,
+            partitions_folded: self.partitions_folded.total(),
+            entries_folded: self.entries_folded.total(),
+            snapshots: self.snapshots.total(),
+            snapshot_bytes: self.snapshot_bytes.total(),
+            trims: self.trims.total(),
+            errors: self.errors.totals(),
+            store,
+            disk_full: gauges.disk_full,
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! Owns what a broker does now and then: retention, snapshots, the expiry of idle producer sessions. Never
+//! waits and never does all at once: every tick does a bounded part. Driven by `Broker::tick`.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use postrider_core::Now;
+use postrider_core::cursors::Position;
+use postrider_core::retention::{RetentionLimits, SegmentFacts, expired};
+use postrider_protocol::types::PartitionId;
+
+use crate::join::catalog::Catalog;
+use crate::join::hub::Hub;
+use crate::join::partition::PartitionHandle;
+use crate::join::topic::TopicHandle;
+
+/// Partitions looked at per tick.
+const PARTITIONS_PER_TICK: u32 = 512;
+
+/// See the module.
+pub(crate) struct Housekeeping {
+    last: Option<Now>,
+    pass_due: Duration,
+    /// What is left of the present pass. Bound: the topics.
+    pass: VecDeque<(Arc<TopicHandle>, u32)>,
+    /// Snapshot bytes that may be written now; below zero after a large one.
+    snapshot_bytes: i64,
+}
+
+impl Housekeeping {
+    pub(crate) fn new() -> Self {
+        Self { last: None, pass_due: Duration::ZERO, pass: VecDeque::new(), snapshot_bytes: 0 }
+    }
+
+    pub(crate) fn tick(&mut self, hub: &Hub, catalog: &Catalog, now: Now) {
+        let before = self.last.replace(now);
+        let passed =
+            before.map_or(Duration::ZERO, |before| now.monotonic.saturating_sub(before.monotonic));
+        self.write_snapshots(hub, now, passed);
+        catalog.check_snapshot();
+        if self.pass.is_empty() && now.monotonic >= self.pass_due {
+            self.pass_due = now.monotonic + hub.options.retention_check_interval;
+            self.pass = catalog.topics().into_iter().map(|topic| (topic, 0)).collect();
+        }
+        self.continue_pass(hub, now);
+    }
+
+    fn continue_pass(&mut self, hub: &Hub, now: Now) {
+        let mut left = PARTITIONS_PER_TICK;
+        while left > 0
+            && let Some((topic, next)) = self.pass.front_mut()
+        {
+            let config = topic.config();
+            if *next >= config.partitions || topic.is_deleted() {
+                self.pass.pop_front();
+                continue;
+            }
+            let id = PartitionId(*next);
+            *next += 1;
+            left -= 1;
+            let limits = RetentionLimits {
+                retention_ms: config.retention_ms,
+                retention_bytes: config.retention_bytes,
+            };
+            visit(hub, topic, id, limits, now);
+        }
+    }
+
+    /// Writes due snapshots as far as the budget goes: it fills with time, up to one second's worth.
+    fn write_snapshots(&mut self, hub: &Hub, now: Now, passed: Duration) {
+        let rate = i64::try_from(hub.options.snapshot_bytes_per_second).unwrap_or(i64::MAX);
+        let ms = i64::try_from(passed.as_millis()).unwrap_or(i64::MAX);
+        let earned = rate.saturating_mul(ms) / 1_000;
+        self.snapshot_bytes = self.snapshot_bytes.saturating_add(earned).min(rate);
+        while self.snapshot_bytes > 0
+            && let Some(partition) = hub.next_snapshot()
+        {
+            let written = write_snapshot(hub, &partition, now);
+            let written = i64::try_from(written).unwrap_or(i64::MAX);
+            self.snapshot_bytes = self.snapshot_bytes.saturating_sub(written);
+        }
+    }
+}
+
+/// Writes a snapshot of a partition whose state is in memory; tells its size.
+pub(crate) fn write_snapshot(hub: &Hub, partition: &PartitionHandle, now: Now) -> u64 {
+    partition.snapshot_due.store(false, Ordering::Relaxed);
+    let written = partition
+        .lead_if_folded(now, |leader, _turn| leader.write_snapshot(partition))
+        .unwrap_or(0);
+    if written > 0 {
+        hub.counters.snapshots.add(1);
+        hub.counters.snapshot_bytes.add(written);
+    }
+    written
+}
+
+fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, limits: RetentionLimits, now: Now) {
+    if let Some(partition) = topic.opened(id) {
+        partition.lead_if_folded(now, |leader, turn| leader.expire_sessions(&partition, turn));
+    }
+    if limits == RetentionLimits::default() || !topic.is_used(id) {
+        return;
+    }
+    if let Ok(partition) = topic.partition(id) {
+        retain(hub, &partition, limits, now);
+    }
+}
+
+/// Moves the start of a log that keeps more than it should. What goes lies below a durable snapshot, for
+/// the state of the partition is folded from what is left; where there is none yet, one is written first
+/// and the start moves in the next pass.
+fn retain(hub: &Hub, partition: &PartitionHandle, limits: RetentionLimits, now: Now) {
+    let log = &partition.log;
+    let facts: Vec<SegmentFacts> = log
+        .segments()
+        .into_iter()
+        .filter(|segment| segment.end.0 > log.log_start().0)
+        .map(|segment| SegmentFacts {
+            end: segment.end.into(),
+            bytes: segment.bytes,
+            last_time: segment.last_time,
+            sealed: segment.sealed,
+        })
+        .collect();
+    let ready = Position::from(log.ready_end());
+    let Some(wanted) = expired(&facts, limits, ready, now.wall) else { return };
+    let snapshot = log.snapshot_index().unwrap_or_default();
+    let removable = Position { index: ready.index.min(snapshot), offset: ready.offset };
+    if let Some(start) = expired(&facts, limits, removable, now.wall) {
+        log.trim(start);
+        hub.counters.trims.add(1);
+    }
+    if wanted.0 > snapshot {
+        let folded = partition.lead(now, |leader, _turn| leader.write_snapshot(partition));
+        if let Err(error) = folded {
+            tracing::warn!(partition = ?partition.key, %error, "retention waits for a snapshot");
+        }
+    }
+}

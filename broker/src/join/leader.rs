@@ -1,0 +1,532 @@
+//! Owns the leadership of a partition as the join drives it: core's decisions, the appends that follow
+//! from them, who is attached, and carrying effects into outboxes. Never locks (its caller holds the
+//! partition's lock), never wakes, never decides. Driven by `PartitionHandle`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use postrider_core::cursors::Position;
+use postrider_core::metadata::Subscription;
+use postrider_core::partition::{
+    AckUpTo, Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, Partition,
+    PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
+    StateCommitted, SubscribeStart,
+};
+use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::message::{AckUpToReply, ConfirmRun, Outcome, Publish, Start};
+use postrider_protocol::types::{CorrelationId, EntryIndex, Offset, SubscriptionId};
+use postrider_protocol::{api::Api, frame};
+use postrider_storage::{AppendError, NewEntry, ReadError};
+
+use crate::join::operation::{Operation, Step};
+use crate::join::outbox::Outbox;
+use crate::join::partition::{PartitionHandle, Turn};
+use crate::join::session::SessionTask;
+
+/// Where an answer goes.
+#[derive(Clone)]
+pub(crate) enum Route {
+    /// Nobody waits for it.
+    Nobody,
+    /// The publishes of a session.
+    Publish(Arc<Outbox>),
+    /// An acknowledgement.
+    Ack(Arc<Outbox>, CorrelationId),
+    /// This partition's part of an operation on several.
+    Step(Arc<Operation>),
+}
+
+/// Who is attached to a durable subscription on this partition.
+struct Owner {
+    outbox: Arc<Outbox>,
+    reader: u64,
+    owner_epoch: u64,
+}
+
+/// See the module.
+pub(crate) struct Leader {
+    core: Partition<Route>,
+    /// Bound: the topic's durable subscriptions.
+    owners: BTreeMap<SubscriptionId, Owner>,
+    effects: Vec<Effect<Route>>,
+    /// Where the newest snapshot, written or asked for, ends.
+    snapshot_end: EntryIndex,
+    /// Its size, and the bytes appended since.
+    snapshot_bytes: u64,
+    bytes_since: u64,
+}
+
+impl Leader {
+    pub(crate) fn new(partition: &PartitionHandle, state: PartitionState) -> Self {
+        let hub = &partition.hub;
+        let identity = PartitionIdentity {
+            topic: partition.key.topic,
+            partition: partition.key.partition,
+            durability: partition.durability(),
+            leader_epoch: hub.identity.leader_epoch,
+            node: hub.identity.node,
+        };
+        Self {
+            core: Partition::new(identity, state, PartitionLimits::default()),
+            owners: BTreeMap::new(),
+            effects: Vec::new(),
+            snapshot_end: partition.log.snapshot_index().unwrap_or_default(),
+            snapshot_bytes: 0,
+            bytes_since: 0,
+        }
+    }
+
+    pub(crate) fn state(&self) -> &PartitionState {
+        self.core.state()
+    }
+
+    pub(crate) fn high_watermark(&self) -> Offset {
+        self.core.high_watermark().offset
+    }
+
+    /// Whether a live session is attached.
+    pub(crate) fn is_attached(&self, subscription: SubscriptionId) -> bool {
+        self.owners.get(&subscription).is_some_and(|owner| !owner.outbox.is_closed())
+    }
+
+    /// Creates what the topic's subscriptions say and the partition lacks; removes the others.
+    pub(crate) fn reconcile(
+        &mut self,
+        partition: &PartitionHandle,
+        wanted: &BTreeMap<SubscriptionId, Subscription>,
+        turn: &Turn<'_>,
+    ) {
+        let orphans: Vec<SubscriptionId> = self
+            .state()
+            .subscriptions()
+            .iter()
+            .map(|(id, _state)| id)
+            .filter(|id| !wanted.contains_key(id))
+            .collect();
+        for orphan in orphans {
+            self.unsubscribe(partition, orphan, turn);
+        }
+        self.core.require_subscriptions(wanted.keys().copied());
+        for id in self.core.required().to_vec() {
+            if let Some(subscription) = wanted.get(&id) {
+                self.create_subscription(partition, subscription, turn);
+            }
+        }
+    }
+
+    /// Decides a batch and queues it. The caller has validated it.
+    pub(crate) fn publish(
+        &mut self,
+        partition: &PartitionHandle,
+        publish: &Publish,
+        outbox: &Arc<Outbox>,
+        turn: &Turn<'_>,
+    ) {
+        let request = PublishRequest {
+            head: &publish.head,
+            batch: &publish.batch,
+            connection: ConnectionId(outbox.session),
+            producer_ids_end: partition.hub.producer_ids_end(),
+            route: Route::Publish(Arc::clone(outbox)),
+        };
+        let decision = self.core.publish(turn.now, request, &mut self.effects);
+        let waits = match decision {
+            Decision::Append(pending) => self.append(partition, pending),
+            Decision::Waits => true,
+            Decision::Done => false,
+        };
+        if waits {
+            outbox.begin_publish(publish.batch.body.len());
+        }
+    }
+
+    pub(crate) fn ack_up_to(
+        &mut self,
+        partition: &PartitionHandle,
+        ack: AckUpTo,
+        outbox: &Arc<Outbox>,
+        correlation: CorrelationId,
+        turn: &Turn<'_>,
+    ) {
+        let route = Route::Ack(Arc::clone(outbox), correlation);
+        let decision = self.core.ack_up_to(turn.now, ack, route, &mut self.effects);
+        self.follow(partition, decision);
+    }
+
+    /// Attaches a session to a subscription: the subscription is created if need be, and its owner
+    /// changes when that is durable.
+    pub(crate) fn attach(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: &Subscription,
+        operation: &Arc<Operation>,
+        turn: &Turn<'_>,
+    ) {
+        self.create_subscription(partition, subscription, turn);
+        let route = Route::Step(Arc::clone(operation));
+        let decision = self.core.set_owner(turn.now, subscription.id, route, &mut self.effects);
+        self.follow(partition, decision);
+    }
+
+    fn create_subscription(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: &Subscription,
+        turn: &Turn<'_>,
+    ) {
+        let start = match subscription.start_on(partition.partition()) {
+            Start::Latest => SubscribeStart::Latest,
+            place => {
+                let offset = resolve(partition, &place).unwrap_or_else(|_| partition.log_start());
+                SubscribeStart::Offset(offset.min(self.core.tail_end().offset))
+            }
+        };
+        let id = subscription.id;
+        let decision = self.core.subscribe(turn.now, id, start, Route::Nobody, &mut self.effects);
+        self.follow(partition, decision);
+    }
+
+    pub(crate) fn seek(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: SubscriptionId,
+        to: &Start,
+        operation: &Arc<Operation>,
+        turn: &Turn<'_>,
+    ) {
+        let route = Route::Step(Arc::clone(operation));
+        match resolve(partition, to) {
+            Ok(to) => {
+                let decision = self.core.seek(turn.now, subscription, to, route, &mut self.effects);
+                self.follow(partition, decision);
+            }
+            Err(error) => self.effects.push(Effect::Refused { route, error }),
+        }
+    }
+
+    pub(crate) fn unsubscribe(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: SubscriptionId,
+        turn: &Turn<'_>,
+    ) {
+        let decision =
+            self.core.unsubscribe(turn.now, subscription, Route::Nobody, &mut self.effects);
+        self.follow(partition, decision);
+    }
+
+    /// The session reads the subscription no more.
+    pub(crate) fn detach(
+        &mut self,
+        subscription: SubscriptionId,
+        outbox: &Arc<Outbox>,
+        reader: u64,
+    ) {
+        if self
+            .owners
+            .get(&subscription)
+            .is_some_and(|owner| owner.reader == reader && Arc::ptr_eq(&owner.outbox, outbox))
+        {
+            self.owners.remove(&subscription);
+        }
+    }
+
+    pub(crate) fn expire_sessions(&mut self, partition: &PartitionHandle, turn: &Turn<'_>) {
+        if let Some(pending) = self.core.expire_sessions(turn.now) {
+            self.append(partition, pending);
+        }
+    }
+
+    pub(crate) fn advance(
+        &mut self,
+        partition: &PartitionHandle,
+        ready: Position,
+        turn: &Turn<'_>,
+    ) {
+        self.core.advance(ready, &mut self.effects);
+        while let Some(pending) = self.core.poll_append(turn.now) {
+            if !self.append(partition, pending) {
+                break;
+            }
+        }
+        self.check_snapshot(partition);
+    }
+
+    fn follow(&mut self, partition: &PartitionHandle, decision: Decision<Route>) {
+        match decision {
+            Decision::Append(pending) => {
+                self.append(partition, pending);
+            }
+            Decision::Waits | Decision::Done => {}
+        }
+    }
+
+    /// Queues entries, in order; answers for what the store refuses. Tells whether it took all.
+    fn append(&mut self, partition: &PartitionHandle, mut pending: PendingAppend<Route>) -> bool {
+        while let Some(draft) = pending.next_entry() {
+            let bytes = draft.body.len() as u64;
+            match partition.log.append(new_entry(draft)) {
+                Ok(appended) => {
+                    self.bytes_since += bytes;
+                    let appended = Appended {
+                        index: appended.index,
+                        base_offset: appended.base_offset,
+                        append_time: appended.append_time,
+                    };
+                    self.core.appended(&mut pending, appended);
+                }
+                Err(error) => {
+                    self.core.append_failed(pending, refusal(error), &mut self.effects);
+                    return false;
+                }
+            }
+        }
+        true
+    }
+
+    fn check_snapshot(&self, partition: &PartitionHandle) {
+        let options = &partition.hub.options;
+        let entries = self.core.high_watermark().index.0.saturating_sub(self.snapshot_end.0);
+        // A large state is written less often, so that snapshots stay a small part of what is written.
+        let bytes_max = options.snapshot_after_bytes.max(8 * self.snapshot_bytes);
+        if entries >= options.snapshot_after_entries || self.bytes_since >= bytes_max {
+            partition.want_snapshot();
+        }
+    }
+
+    /// Hands the state to the store; tells its size, 0 if the store had no room for it.
+    pub(crate) fn write_snapshot(&mut self, partition: &PartitionHandle) -> u64 {
+        let end = self.core.state().end().index;
+        if end <= self.snapshot_end {
+            return 0;
+        }
+        let bytes = self.core.state().encode_snapshot();
+        let len = bytes.len() as u64;
+        if !partition.log.write_snapshot(end, bytes) {
+            return 0;
+        }
+        self.snapshot_end = end;
+        self.snapshot_bytes = len;
+        self.bytes_since = 0;
+        len
+    }
+
+    /// The disk failed: answers everything that waits.
+    pub(crate) fn fail(&mut self) {
+        if !self.core.has_failed() {
+            self.core.fail(&mut self.effects);
+        }
+    }
+
+    /// The topic is gone: answers everything that waits and cuts subscribers off.
+    pub(crate) fn close(&mut self, partition: &PartitionHandle, turn: &mut Turn<'_>) {
+        let error = ErrorBody::new(ErrorCode::UnknownTopic, "the topic was deleted");
+        for owner in std::mem::take(&mut self.owners).into_values() {
+            owner.tell(SessionTask::Closed { reader: owner.reader, error: error.clone() }, turn);
+        }
+        // Whether it was stored does not matter any more, and nobody could ever read it.
+        self.fail();
+        for effect in &mut self.effects {
+            match effect {
+                Effect::Confirm { run, .. } => {
+                    if let Outcome::Unknown { error: unknown } = &mut run.outcome {
+                        *unknown = ErrorBody::new(
+                            ErrorCode::Internal,
+                            "the topic was deleted while this was being stored",
+                        );
+                    }
+                }
+                Effect::Refused { error: refused, .. } => *refused = error.clone(),
+                Effect::Released { .. }
+                | Effect::Committed { .. }
+                | Effect::OwnerChanged { .. } => {}
+            }
+        }
+        self.carry_out(partition, turn);
+    }
+
+    /// Carries the effects so far to those whom they concern.
+    pub(crate) fn carry_out(&mut self, partition: &PartitionHandle, turn: &mut Turn<'_>) {
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Confirm { route, run, bytes } => {
+                    count_outcome(partition, &run);
+                    confirm(&route, Some(run), bytes, turn);
+                }
+                Effect::Released { route, bytes } => confirm(&route, None, bytes, turn),
+                Effect::Committed { route, subscription, what } => {
+                    self.committed(partition, route, subscription, what, turn);
+                }
+                Effect::Refused { route, error } => refused(partition, &route, error, turn),
+                Effect::OwnerChanged { subscription, change, owner_epoch, next } => {
+                    self.owner_changed(partition, subscription, change, (owner_epoch, next), turn);
+                }
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn committed(
+        &mut self,
+        partition: &PartitionHandle,
+        route: Route,
+        subscription: SubscriptionId,
+        what: StateCommitted,
+        turn: &mut Turn<'_>,
+    ) {
+        match (route, what) {
+            (Route::Ack(outbox, correlation), StateCommitted::Acked { .. }) => {
+                partition.hub.counters.acks.add(1);
+                outbox.push_reply(frame::reply(&AckUpToReply {}, correlation));
+                turn.wakes.mark(&outbox);
+            }
+            (Route::Step(operation), StateCommitted::Owned { owner_epoch, acked }) => {
+                let (outbox, reader) = (Arc::clone(&operation.outbox), operation.reader());
+                self.owners.insert(subscription, Owner { outbox, reader, owner_epoch });
+                let step = Step { partition: partition.partition(), owner_epoch, next: acked };
+                operation.step(Ok(step), turn.wakes);
+            }
+            (Route::Step(operation), StateCommitted::Sought { owner_epoch, next }) => {
+                let step = Step { partition: partition.partition(), owner_epoch, next };
+                operation.step(Ok(step), turn.wakes);
+            }
+            (Route::Nobody | Route::Publish(_) | Route::Ack(..) | Route::Step(_), _) => {}
+        }
+    }
+
+    fn owner_changed(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: SubscriptionId,
+        change: OwnerChange,
+        (owner_epoch, next): (u64, Offset),
+        turn: &mut Turn<'_>,
+    ) {
+        let Some(owner) = self.owners.get_mut(&subscription) else { return };
+        let reader = owner.reader;
+        let task = match change {
+            OwnerChange::Sought => {
+                owner.owner_epoch = owner_epoch;
+                let partition = partition.partition();
+                owner.tell(SessionTask::Seeked { reader, partition, owner_epoch, next }, turn);
+                return;
+            }
+            OwnerChange::Attached => partition.hub.error(
+                ErrorCode::SubscriptionTaken,
+                "another consumer attached to the subscription; a stream subscription has one at a time",
+            ),
+            OwnerChange::Deleted => {
+                partition.hub.error(ErrorCode::UnknownSubscription, "the subscription was deleted")
+            }
+        };
+        owner.tell(SessionTask::Closed { reader, error: task }, turn);
+        self.owners.remove(&subscription);
+    }
+}
+
+impl Owner {
+    fn tell(&self, task: SessionTask, turn: &mut Turn<'_>) {
+        self.outbox.push_task(task);
+        turn.wakes.mark(&self.outbox);
+    }
+}
+
+fn confirm(route: &Route, run: Option<ConfirmRun>, bytes: usize, turn: &mut Turn<'_>) {
+    if let Route::Publish(outbox) = route {
+        outbox.push_confirm(run, bytes);
+        turn.wakes.mark(outbox);
+    }
+}
+
+fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &mut Turn<'_>) {
+    let error = partition.hub.refuse(error);
+    match route {
+        Route::Ack(outbox, correlation) => {
+            outbox.push_reply(frame::error_reply(Api::AckUpTo as u16, *correlation, &error));
+            turn.wakes.mark(outbox);
+        }
+        Route::Step(operation) => operation.step(Err(error), turn.wakes),
+        Route::Nobody => {
+            tracing::warn!(partition = ?partition.key, %error, "a state entry was refused");
+        }
+        Route::Publish(_) => {}
+    }
+}
+
+fn count_outcome(partition: &PartitionHandle, run: &ConfirmRun) {
+    let counters = &partition.hub.counters;
+    let count = u64::from(run.count);
+    match &run.outcome {
+        Outcome::Committed { .. } => counters.committed_messages.add(count),
+        Outcome::Duplicate { .. } => counters.duplicate_messages.add(count),
+        Outcome::Rejected { error } => {
+            counters.rejected_messages.add(count);
+            counters.errors.add(error.code);
+        }
+        Outcome::Unknown { error } => {
+            counters.unknown_messages.add(count);
+            counters.errors.add(error.code);
+        }
+    }
+}
+
+/// The offset at a place of a partition, at most the high watermark unless an offset was named.
+pub(crate) fn resolve(partition: &PartitionHandle, place: &Start) -> Result<Offset, ErrorBody> {
+    let high_watermark = partition.high_watermark();
+    match place {
+        Start::Earliest => Ok(partition.log_start()),
+        Start::Latest => Ok(high_watermark),
+        Start::Offset(offset) => Ok(*offset),
+        Start::Timestamp(time) => match partition.log.offset_at(*time) {
+            Ok(offset) => Ok(offset.min(high_watermark)),
+            Err(ReadError::BelowStart { log_start }) => Ok(log_start.1),
+            Err(ReadError::Damaged(damage)) => Ok(damage.from_offset.min(high_watermark)),
+            Err(ReadError::Io(error)) => Err(ErrorBody::new(
+                ErrorCode::Internal,
+                format!("the log could not be read ({error}); see the broker's log"),
+            )),
+        },
+        Start::PerPartition(offsets) => {
+            let named = offsets.iter().find(|(id, _)| *id == partition.partition());
+            Ok(named.map_or_else(|| partition.log_start(), |(_, offset)| *offset))
+        }
+    }
+}
+
+fn new_entry(draft: EntryDraft) -> NewEntry {
+    let EntryDraft {
+        kind,
+        flags,
+        leader_epoch,
+        append_time,
+        record_count,
+        seq_count,
+        body,
+        body_crc,
+        trailer,
+    } = draft;
+    NewEntry {
+        kind,
+        flags,
+        leader_epoch,
+        append_time,
+        record_count,
+        seq_count,
+        body,
+        body_crc,
+        trailer,
+    }
+}
+
+pub(crate) fn refusal(error: AppendError) -> Refusal {
+    match error {
+        AppendError::Full => Refusal::DiskFull,
+        AppendError::QueueFull => Refusal::QueueFull,
+        AppendError::Dropped => Refusal::Dropped,
+        AppendError::Closed => Refusal::Closed,
+        AppendError::Poisoned => Refusal::Failed,
+        // Limits on batches lie far below a segment; whoever configures otherwise gets this.
+        AppendError::TooLarge => Refusal::QueueFull,
+    }
+}

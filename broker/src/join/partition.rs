@@ -1,0 +1,319 @@
+//! Owns one partition on this broker: its log, its leadership behind a short lock, the high watermark
+//! that readers look at, and the subscribers that wait for it. Never decides (core does) and never sends.
+//! Driven by sessions, by the I/O thread (`notify`) and by housekeeping.
+//!
+//! The lock is held for decisions, for queueing an entry and for putting confirms into outboxes, so that
+//! confirms of one producer leave in order; sessions are woken after it is released. Lock order: session
+//! -> partition -> outbox.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, Weak};
+
+use bytes::Bytes;
+use postrider_core::Now;
+use postrider_core::cursors::Position;
+use postrider_core::metadata::Subscription;
+use postrider_core::partition::PartitionState;
+use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::types::{Durability, EntryIndex, Offset, PartitionId, SubscriptionId};
+use postrider_storage::{Log, LogKey, LogWatcher, OpenedLog};
+
+use crate::join::combining::CombiningLock;
+use crate::join::fold;
+use crate::join::hub::{Hub, lock};
+use crate::join::leader::Leader;
+use crate::join::outbox::{Outbox, WakeList};
+use crate::join::session::SessionTask;
+
+/// Entries behind the last snapshot that make one at a clean end worth its bytes.
+const CLOSE_SNAPSHOT_ENTRIES: u64 = 1_024;
+
+/// What a topic's partitions share.
+pub(crate) struct TopicRules {
+    /// The durable subscriptions. Bound: core's limit per topic.
+    pub(crate) subscriptions: Mutex<BTreeMap<SubscriptionId, Subscription>>,
+    /// The largest message.
+    pub(crate) message_bytes_max: AtomicUsize,
+}
+
+/// See the module.
+pub(crate) struct PartitionHandle {
+    pub(crate) key: LogKey,
+    pub(crate) log: Log,
+    pub(crate) hub: Arc<Hub>,
+    durability: Durability,
+    rules: Arc<TopicRules>,
+    /// One past the last offset that may be delivered. Only rises; stored under the lock.
+    high_watermark: AtomicU64,
+    deleted: AtomicBool,
+    /// Wants a snapshot and stands in the list.
+    pub(crate) snapshot_due: AtomicBool,
+    leadership: CombiningLock<Leadership>,
+    /// Bound: one per cursor of every session.
+    waiters: Mutex<Vec<Waiter>>,
+    myself: Weak<Self>,
+}
+
+enum Leadership {
+    /// Nobody asked for the state yet: it is folded at the first request that needs it.
+    Dormant(Option<(EntryIndex, Bytes)>),
+    Leading(Box<Leader>),
+    /// The state could not be folded, or the topic is deleted.
+    Closed(ErrorBody),
+}
+
+/// A cursor that has seen everything below the high watermark.
+struct Waiter {
+    outbox: Arc<Outbox>,
+    cursor: u64,
+}
+
+/// What the lock's holder works with.
+pub(crate) struct Turn<'a> {
+    pub(crate) now: Now,
+    pub(crate) wakes: &'a mut WakeList,
+}
+
+impl PartitionHandle {
+    pub(crate) fn new(
+        opened: OpenedLog,
+        durability: Durability,
+        rules: Arc<TopicRules>,
+        hub: Arc<Hub>,
+    ) -> Arc<Self> {
+        let OpenedLog { log, snapshot, damages: _ } = opened;
+        let handle = Arc::new_cyclic(|myself| Self {
+            key: log.key(),
+            // Recovery keeps only what is durable, so all of it lies below the high watermark.
+            high_watermark: AtomicU64::new(log.ready_end().1.0),
+            log,
+            durability,
+            rules,
+            deleted: AtomicBool::new(false),
+            snapshot_due: AtomicBool::new(false),
+            leadership: CombiningLock::new(Leadership::Dormant(snapshot)),
+            waiters: Mutex::default(),
+            myself: myself.clone(),
+            hub: Arc::clone(&hub),
+        });
+        handle.log.watch(Arc::new(Watcher(handle.myself.clone())));
+        hub.add_partition(&handle);
+        handle
+    }
+
+    pub(crate) fn partition(&self) -> PartitionId {
+        self.key.partition
+    }
+
+    pub(crate) fn durability(&self) -> Durability {
+        self.durability
+    }
+
+    pub(crate) fn message_bytes_max(&self) -> usize {
+        self.rules.message_bytes_max.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn high_watermark(&self) -> Offset {
+        Offset(self.high_watermark.load(Ordering::Acquire))
+    }
+
+    pub(crate) fn log_start(&self) -> Offset {
+        self.log.log_start().1
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    /// Answers what waits and refuses what comes, since the topic is gone. Never blocks.
+    pub(crate) fn delete(&self) {
+        self.deleted.store(true, Ordering::Release);
+        let mut wakes = WakeList::default();
+        self.notify_with(&mut wakes);
+        self.wake_waiters(&mut wakes);
+        wakes.wake();
+    }
+
+    /// Runs `work` on the leader, under the lock; folds the state first if that was not done. Sessions
+    /// that have something to send afterwards are woken once the lock is released.
+    ///
+    /// # Errors
+    /// The topic is deleted, or its state cannot be folded.
+    pub(crate) fn lead<R>(
+        &self,
+        now: Now,
+        work: impl FnOnce(&mut Leader, &mut Turn<'_>) -> R,
+    ) -> Result<R, ErrorBody> {
+        let mut wakes = WakeList::default();
+        let mut turn = Turn { now, wakes: &mut wakes };
+        let result = self.leadership.with(
+            &mut turn,
+            |leadership, turn| {
+                let leader = self.leader(leadership, turn)?;
+                let result = work(leader, turn);
+                leader.carry_out(self, turn);
+                Ok(result)
+            },
+            |leadership, turn| self.advance(leadership, turn),
+        );
+        wakes.wake();
+        result
+    }
+
+    /// As [`Self::lead`], unless the state was not needed so far.
+    pub(crate) fn lead_if_folded<R>(
+        &self,
+        now: Now,
+        work: impl FnOnce(&mut Leader, &mut Turn<'_>) -> R,
+    ) -> Option<R> {
+        let mut wakes = WakeList::default();
+        let mut turn = Turn { now, wakes: &mut wakes };
+        let result = self.leadership.with(
+            &mut turn,
+            |leadership, turn| {
+                let Leadership::Leading(leader) = leadership else { return None };
+                let result = work(leader, turn);
+                leader.carry_out(self, turn);
+                Some(result)
+            },
+            |leadership, turn| self.advance(leadership, turn),
+        );
+        wakes.wake();
+        result
+    }
+
+    fn leader<'a>(
+        &self,
+        leadership: &'a mut Leadership,
+        turn: &mut Turn<'_>,
+    ) -> Result<&'a mut Leader, ErrorBody> {
+        if self.is_deleted() {
+            self.advance(leadership, turn);
+        }
+        if let Leadership::Dormant(snapshot) = leadership {
+            *leadership = match self.fold(snapshot.take()) {
+                Ok(state) => Leadership::Leading(Box::new(self.begin(state, turn))),
+                Err(error) => Leadership::Closed(error),
+            };
+        }
+        match leadership {
+            Leadership::Leading(leader) => Ok(leader),
+            Leadership::Closed(error) => Err(error.clone()),
+            Leadership::Dormant(_) => unreachable!("it was just folded"),
+        }
+    }
+
+    fn fold(&self, snapshot: Option<(EntryIndex, Bytes)>) -> Result<PartitionState, ErrorBody> {
+        let folded = fold::partition_state(&self.log, snapshot).map_err(|error| {
+            tracing::error!(partition = ?self.key, %error, "the partition's state is unreadable");
+            let text =
+                format!("the partition's state is unreadable ({error}); see the broker's log");
+            ErrorBody::new(ErrorCode::Internal, text)
+        })?;
+        self.hub.counters.partitions_folded.add(1);
+        self.hub.counters.entries_folded.add(folded.entries);
+        Ok(folded.state)
+    }
+
+    /// A leadership that agrees with the topic's durable subscriptions: what was created while the
+    /// broker went down is made up for, what was deleted is removed.
+    fn begin(&self, state: PartitionState, turn: &mut Turn<'_>) -> Leader {
+        let wanted = lock(&self.rules.subscriptions).clone();
+        let mut leader = Leader::new(self, state);
+        leader.reconcile(self, &wanted, turn);
+        leader.carry_out(self, turn);
+        leader
+    }
+
+    /// The log has something new, or the store failed, or the topic is gone. Never blocks.
+    pub(crate) fn notify(&self) {
+        let mut round = self.hub.round();
+        self.notify_with(&mut round);
+    }
+
+    fn notify_with(&self, wakes: &mut WakeList) {
+        let mut turn = Turn { now: self.hub.now(), wakes };
+        self.leadership.notify(&mut turn, |leadership, turn| self.advance(leadership, turn));
+    }
+
+    /// Commits what became ready, under the lock.
+    fn advance(&self, leadership: &mut Leadership, turn: &mut Turn<'_>) {
+        if let Leadership::Leading(leader) = leadership {
+            if self.hub.has_failed() {
+                leader.fail();
+            } else {
+                let ready = Position::from(self.log.ready_end());
+                leader.advance(self, ready, turn);
+                self.publish_high_watermark(leader.high_watermark(), turn);
+            }
+            leader.carry_out(self, turn);
+        }
+        if self.is_deleted() && !matches!(leadership, Leadership::Closed(_)) {
+            if let Leadership::Leading(leader) = leadership {
+                leader.close(self, turn);
+            }
+            let error = ErrorBody::new(ErrorCode::UnknownTopic, "the topic was deleted");
+            *leadership = Leadership::Closed(error);
+        }
+    }
+
+    fn publish_high_watermark(&self, high_watermark: Offset, turn: &mut Turn<'_>) {
+        let before = self.high_watermark.load(Ordering::Relaxed);
+        assert!(before <= high_watermark.0, "the high watermark went back from {before}");
+        if before < high_watermark.0 {
+            self.high_watermark.store(high_watermark.0, Ordering::Release);
+            self.wake_waiters(turn.wakes);
+        }
+    }
+
+    fn wake_waiters(&self, wakes: &mut WakeList) {
+        let waiters = std::mem::take(&mut *lock(&self.waiters));
+        for waiter in waiters {
+            waiter.outbox.push_task(SessionTask::Ready(waiter.cursor));
+            wakes.mark(&waiter.outbox);
+        }
+    }
+
+    /// Has the session told when there is something at `next` or above; `false` if there is already.
+    ///
+    /// The high watermark is read after the waiter stands in the list, and moved before the list is
+    /// emptied; the list's lock orders the two, so that one of both sides sees the other.
+    pub(crate) fn wait(&self, outbox: &Arc<Outbox>, cursor: u64, next: Offset) -> bool {
+        let mut waiters = lock(&self.waiters);
+        if self.high_watermark() > next || self.is_deleted() {
+            return false;
+        }
+        waiters.push(Waiter { outbox: Arc::clone(outbox), cursor });
+        true
+    }
+
+    /// Removes the waiters of a session that is gone.
+    pub(crate) fn forget(&self, outbox: &Arc<Outbox>, cursor: u64) {
+        let mut waiters = lock(&self.waiters);
+        waiters.retain(|waiter| waiter.cursor != cursor || !Arc::ptr_eq(&waiter.outbox, outbox));
+    }
+
+    /// Whether a clean end should leave a snapshot behind, so that the next start folds little.
+    pub(crate) fn snapshot_is_worth_it(&self) -> bool {
+        let tail = self.log.ready_end().0.0 - self.log.snapshot_index().unwrap_or_default().0;
+        tail >= CLOSE_SNAPSHOT_ENTRIES
+    }
+
+    pub(crate) fn want_snapshot(&self) {
+        if !self.snapshot_due.swap(true, Ordering::Relaxed) {
+            self.hub.want_snapshot(self.myself.clone());
+        }
+    }
+}
+
+/// Passes the store's call on, without keeping the partition alive.
+struct Watcher(Weak<PartitionHandle>);
+
+impl LogWatcher for Watcher {
+    fn advanced(&self) {
+        if let Some(partition) = self.0.upgrade() {
+            partition.notify();
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Owns one topic as sessions see it: its settings, its partitions (each opened at its first use) and its
+//! durable subscriptions. Never decides. Driven by the catalog, which changes it, and by sessions.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use postrider_core::metadata;
+use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::message::TopicConfig;
+use postrider_protocol::types::{PartitionId, SubscriptionId, TimestampMs, TopicId};
+use postrider_storage::{LogKey, OpenedLog, Store};
+
+use crate::join::hub::{Hub, lock};
+use crate::join::leader::refusal;
+use crate::join::partition::{PartitionHandle, TopicRules};
+
+/// Logs that were found at the start and that nobody has asked for yet. What metadata does not know stays
+/// here, untouched.
+pub(crate) type FoundLogs = Arc<Mutex<BTreeMap<LogKeyOrd, OpenedLog>>>;
+
+/// A log's key in the order of topics.
+pub(crate) type LogKeyOrd = (TopicId, PartitionId);
+
+/// See the module.
+pub(crate) struct TopicHandle {
+    pub(crate) id: TopicId,
+    pub(crate) name: String,
+    pub(crate) created: TimestampMs,
+    config: RwLock<TopicConfig>,
+    /// Bound: the topic's partitions.
+    partitions: RwLock<Vec<Option<Arc<PartitionHandle>>>>,
+    rules: Arc<TopicRules>,
+    deleted: AtomicBool,
+    found: FoundLogs,
+    store: Store,
+    hub: Arc<Hub>,
+}
+
+impl TopicHandle {
+    pub(crate) fn new(
+        topic: &metadata::Topic,
+        found: FoundLogs,
+        store: Store,
+        hub: Arc<Hub>,
+    ) -> Self {
+        Self {
+            id: topic.id,
+            name: topic.name.clone(),
+            created: topic.created,
+            config: RwLock::new(topic.config.clone()),
+            partitions: RwLock::default(),
+            rules: Arc::new(TopicRules {
+                subscriptions: Mutex::new(topic.subscriptions.clone()),
+                message_bytes_max: AtomicUsize::new(message_bytes_max(&topic.config, &hub)),
+            }),
+            deleted: AtomicBool::new(false),
+            found,
+            store,
+            hub,
+        }
+    }
+
+    pub(crate) fn config(&self) -> TopicConfig {
+        self.config.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn is_deleted(&self) -> bool {
+        self.deleted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_config(&self, config: TopicConfig) {
+        let message_bytes_max = message_bytes_max(&config, &self.hub);
+        self.rules.message_bytes_max.store(message_bytes_max, Ordering::Relaxed);
+        *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
+    }
+
+    /// The durable subscriptions.
+    pub(crate) fn subscriptions(
+        &self,
+    ) -> MutexGuard<'_, BTreeMap<SubscriptionId, metadata::Subscription>> {
+        lock(&self.rules.subscriptions)
+    }
+
+    pub(crate) fn subscription_named(&self, name: &str) -> Option<metadata::Subscription> {
+        self.subscriptions().values().find(|subscription| subscription.name == name).cloned()
+    }
+
+    /// The partition, opened if nobody has used it yet: no entry of it is read for that.
+    ///
+    /// # Errors
+    /// There is no such partition, or its log cannot be created.
+    pub(crate) fn partition(&self, id: PartitionId) -> Result<Arc<PartitionHandle>, ErrorBody> {
+        if let Some(partition) = self.opened(id) {
+            return Ok(partition);
+        }
+        self.open(id)
+    }
+
+    /// The partition if somebody has used it.
+    pub(crate) fn opened(&self, id: PartitionId) -> Option<Arc<PartitionHandle>> {
+        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        partitions.get(usize::try_from(id.0).ok()?)?.clone()
+    }
+
+    fn open(&self, id: PartitionId) -> Result<Arc<PartitionHandle>, ErrorBody> {
+        let config = self.config();
+        if id.0 >= config.partitions {
+            let text = format!("the topic {} has {} partitions", self.name, config.partitions);
+            return Err(ErrorBody::new(ErrorCode::UnknownPartition, text));
+        }
+        let at = id.0 as usize;
+        let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+        if self.is_deleted() {
+            return Err(ErrorBody::new(ErrorCode::UnknownTopic, "the topic was deleted"));
+        }
+        if partitions.len() <= at {
+            partitions.resize(at + 1, None);
+        }
+        if let Some(Some(partition)) = partitions.get(at) {
+            return Ok(Arc::clone(partition));
+        }
+        let opened = self.log(id, &config)?;
+        let (rules, hub) = (Arc::clone(&self.rules), Arc::clone(&self.hub));
+        let partition = PartitionHandle::new(opened, config.durability, rules, hub);
+        if let Some(place) = partitions.get_mut(at) {
+            *place = Some(Arc::clone(&partition));
+        }
+        Ok(partition)
+    }
+
+    fn log(&self, id: PartitionId, config: &TopicConfig) -> Result<OpenedLog, ErrorBody> {
+        let found = lock(&self.found).remove(&(self.id, id));
+        let key = LogKey { topic: self.id, partition: id };
+        // A log that exists takes the class: recovery may not have known it.
+        let log = self
+            .store
+            .create_log(key, config.durability)
+            .map_err(|error| refusal(error).error())?;
+        Ok(match found {
+            Some(opened) => OpenedLog { log, ..opened },
+            None => OpenedLog { log, snapshot: None, damages: Vec::new() },
+        })
+    }
+
+    /// Whether the partition was ever written to, or is in use.
+    pub(crate) fn is_used(&self, id: PartitionId) -> bool {
+        self.opened(id).is_some() || lock(&self.found).contains_key(&(self.id, id))
+    }
+
+    /// Partitions that somebody has used.
+    pub(crate) fn all_opened(&self) -> Vec<Arc<PartitionHandle>> {
+        let partitions = self.partitions.read().unwrap_or_else(PoisonError::into_inner);
+        partitions.iter().flatten().cloned().collect()
+    }
+
+    /// The topic is gone: its logs are dropped, whoever waits for its partitions is answered.
+    pub(crate) fn delete(&self) {
+        let opened = {
+            let mut partitions = self.partitions.write().unwrap_or_else(PoisonError::into_inner);
+            self.deleted.store(true, Ordering::Release);
+            std::mem::take(&mut *partitions)
+        };
+        for partition in opened.into_iter().flatten() {
+            self.store.drop_log(partition.key);
+            partition.delete();
+        }
+        let range = (self.id, PartitionId(0))..=(self.id, PartitionId(u32::MAX));
+        let mut found = lock(&self.found);
+        let left: Vec<LogKeyOrd> = found.range(range).map(|(key, _log)| *key).collect();
+        for (topic, partition) in left {
+            found.remove(&(topic, partition));
+            self.store.drop_log(LogKey { topic, partition });
+        }
+    }
+}
+
+fn message_bytes_max(config: &TopicConfig, hub: &Hub) -> usize {
+    let limit = hub.options.limits.message_bytes_max;
+    let bytes = config.message_bytes_max.map_or(limit, |own| own.min(limit));
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

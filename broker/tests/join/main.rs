@@ -1,0 +1,176 @@
+//! The join end to end, in one process and without threads: frames in, frames out, on a simulated and on
+//! a real disk.
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    reason = "a test that goes wrong must fail"
+)]
+
+mod peer;
+
+use std::sync::Arc;
+
+use peer::{Peer, publish, start, subscribe};
+use postrider_broker::join::{Broker, BrokerOptions};
+use postrider_protocol::error::ErrorCode;
+use postrider_protocol::message::*;
+use postrider_protocol::types::*;
+use postrider_storage::disk_sim::CrashKind;
+use postrider_storage::{Disk, OsDisk, SimDisk};
+
+fn open(disk: Arc<dyn Disk>) -> Broker {
+    let mut seed = 7;
+    let mut random = move || {
+        seed += 1;
+        seed
+    };
+    Broker::open(disk, BrokerOptions::default(), start(), &mut random).unwrap()
+}
+
+fn open_sim(disk: &SimDisk) -> Broker {
+    open(Arc::new(disk.clone()))
+}
+
+fn offsets(outcome: &Outcome) -> u64 {
+    match outcome {
+        Outcome::Committed { base_offset, .. } => base_offset.0,
+        other => panic!("not committed: {other:?}"),
+    }
+}
+
+/// Publishes and reads through two sessions; tells the producer and the topic.
+fn publish_and_read(broker: &Broker) -> (ProducerId, TopicId) {
+    let (mut writer, mut reader) = (Peer::new(broker), Peer::new(broker));
+    let topic = writer.create_topic("orders", 1);
+    let epoch = writer.leader_epoch("orders");
+    let producer = writer.open_producer();
+    let attached = reader.subscribe(1, "orders", Some("billing"));
+    assert_eq!(attached.partitions[0].next, Offset(0));
+
+    writer.send_event(&publish(topic, epoch, producer, 0, &["a", "b"]));
+    writer.send_event(&publish(topic, epoch, producer, 2, &["c"]));
+    assert!(writer.confirms().is_empty(), "nothing is confirmed before it is durable");
+    assert!(reader.delivered().is_empty(), "nothing is delivered before it is durable");
+    assert!(writer.session.publish_in_flight_bytes() > 0);
+
+    let rings = writer.bell.rings();
+    writer.settle();
+    assert_eq!(writer.bell.rings(), rings + 1, "one wake per round");
+    let runs = writer.confirms();
+    assert_eq!(runs.len(), 1, "contiguous confirms are one run: {runs:?}");
+    assert_eq!((offsets(&runs[0].outcome), runs[0].count), (0, 3));
+    assert_eq!(writer.session.publish_in_flight_bytes(), 0);
+
+    let texts = |text: &str| text.to_string();
+    let all = vec![(0, texts("a")), (1, texts("b")), (2, texts("c"))];
+    assert_eq!(reader.delivered(), all);
+    let ack = AckUpTo {
+        handle: SubscriptionHandle(1),
+        partition: PartitionId(0),
+        owner_epoch: attached.partitions[0].owner_epoch,
+        up_to: Offset(2),
+    };
+    let _acked: AckUpToReply = reader.ask(&ack).unwrap();
+    (producer, topic)
+}
+
+/// After a restart: what was confirmed is there, what was acked is not delivered again, the session of
+/// the producer goes on.
+fn go_on(broker: &Broker, producer: ProducerId, topic: TopicId) {
+    let (mut writer, mut reader) = (Peer::new(broker), Peer::new(broker));
+    let attached = reader.subscribe(7, "orders", Some("billing"));
+    assert_eq!(attached.partitions[0].next, Offset(2));
+    assert_eq!(reader.delivered(), vec![(2, "c".to_string())]);
+
+    let resume = OpenProducer { name: String::new(), resume: Some((producer, ProducerEpoch(0))) };
+    let _resumed: OpenProducerReply = writer.ask(&resume).unwrap();
+    let epoch = writer.leader_epoch("orders");
+    writer.send_event(&publish(topic, epoch, producer, 2, &["c"]));
+    writer.send_event(&publish(topic, epoch, producer, 3, &["d"]));
+    writer.settle();
+    let runs = writer.confirms();
+    assert!(
+        matches!(runs[0].outcome, Outcome::Duplicate { base_offset: Offset(2), .. }),
+        "{runs:?}"
+    );
+    assert_eq!(offsets(&runs[1].outcome), 3);
+    assert_eq!(reader.delivered(), vec![(3, "d".to_string())]);
+
+    let mut other = Peer::new(broker);
+    let _ephemeral = other.subscribe(1, "orders", None);
+    let texts: Vec<String> = other.delivered().into_iter().map(|(_, text)| text).collect();
+    assert_eq!(texts, ["a", "b", "c", "d"]);
+    assert_ne!(other.open_producer(), producer, "ids are never given out twice");
+}
+
+#[test]
+fn messages_survive_power_loss() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let (producer, topic) = publish_and_read(&broker);
+    let identity = broker.identity();
+    disk.crash(CrashKind::Power);
+    drop(broker);
+    let disk = disk.reopen();
+    let broker = open_sim(&disk);
+    assert_eq!(broker.identity().cluster, identity.cluster);
+    assert_eq!(broker.identity().storage, identity.storage);
+    assert_eq!(broker.identity().incarnation, identity.incarnation + 1);
+    go_on(&broker, producer, topic);
+}
+
+#[test]
+fn messages_survive_a_clean_restart_on_real_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = || Arc::new(OsDisk::create(dir.path()).unwrap());
+    let broker = open(disk());
+    let (producer, topic) = publish_and_read(&broker);
+    broker.close().unwrap();
+    drop(broker);
+    let broker = open(disk());
+    go_on(&broker, producer, topic);
+}
+
+#[test]
+fn a_second_consumer_takes_the_subscription_over() {
+    let broker = open_sim(&SimDisk::new(1));
+    let (mut one, mut two) = (Peer::new(&broker), Peer::new(&broker));
+    one.create_topic("orders", 2);
+    let first = one.subscribe(1, "orders", Some("billing"));
+    let second = two.subscribe(9, "orders", Some("billing"));
+    assert!(second.partitions[0].owner_epoch > first.partitions[0].owner_epoch);
+    let closed = one.take::<SubscriptionClosed>();
+    assert_eq!(closed.len(), 1);
+    assert_eq!(closed[0].error.code, ErrorCode::SubscriptionTaken);
+    let ack = AckUpTo {
+        handle: SubscriptionHandle(1),
+        partition: PartitionId(0),
+        owner_epoch: first.partitions[0].owner_epoch,
+        up_to: Offset(0),
+    };
+    let refused = one.ask::<_, AckUpToReply>(&ack).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::UnknownSubscription);
+}
+
+#[test]
+fn credit_bounds_what_is_delivered() {
+    let broker = open_sim(&SimDisk::new(1));
+    let mut peer = Peer::new(&broker);
+    let topic = peer.create_topic("orders", 1);
+    let epoch = peer.leader_epoch("orders");
+    for tag in 0..10 {
+        peer.send_event(&publish(topic, epoch, ProducerId::NONE, tag, &["x"]));
+    }
+    peer.settle();
+    let request =
+        Subscribe { credit_messages: 3, ..subscribe(1, "orders", None, Start::Offset(Offset(4))) };
+    let _reply: SubscribeReply = peer.ask(&request).unwrap();
+    let offsets = |delivered: Vec<(u64, String)>| -> Vec<u64> {
+        delivered.into_iter().map(|(offset, _)| offset).collect()
+    };
+    assert_eq!(offsets(peer.delivered()), [4, 5, 6]);
+    peer.send_event(&Credit { handle: SubscriptionHandle(1), messages: 2, bytes: 0 });
+    assert_eq!(offsets(peer.delivered()), [7, 8]);
+    peer.send_event(&Credit { handle: SubscriptionHandle(1), messages: 9, bytes: 0 });
+    assert_eq!(offsets(peer.delivered()), [9]);
+}
