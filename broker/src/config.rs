@@ -4,6 +4,7 @@
 //! Driven by the command line before the server starts.
 
 mod keys;
+mod options;
 mod value;
 
 use std::fmt::{self, Write as _};
@@ -196,62 +197,20 @@ impl Config {
     pub fn validate(&self) -> Result<(), ConfigError> {
         /// Room for the heads of frame and publish around a batch.
         const OVERHEAD_BYTES: u64 = 4 << 10;
-        let limits = &self.limits;
-        let storage = &self.storage;
         let fits = [
-            (
-                "limits.message_bytes_max",
-                limits.message_bytes_max.0,
-                0,
-                "limits.batch_bytes_max",
-                limits.batch_bytes_max.0,
-            ),
-            (
-                "limits.batch_bytes_max",
-                limits.batch_bytes_max.0,
-                OVERHEAD_BYTES,
-                "limits.frame_bytes_max",
-                limits.frame_bytes_max.0,
-            ),
-            (
-                "limits.batch_bytes_max",
-                limits.batch_bytes_max.0,
-                OVERHEAD_BYTES,
-                "limits.publish_in_flight_bytes",
-                limits.publish_in_flight_bytes.0,
-            ),
-            (
-                "limits.batch_bytes_max",
-                limits.batch_bytes_max.0,
-                OVERHEAD_BYTES,
-                "storage.queue_bytes_max",
-                storage.queue_bytes_max.0,
-            ),
-            (
-                "limits.batch_bytes_max",
-                limits.batch_bytes_max.0,
-                OVERHEAD_BYTES,
-                "storage.segment_bytes_max",
-                storage.segment_bytes_max.0,
-            ),
-            (
-                "storage.segment_bytes_min",
-                storage.segment_bytes_min.0,
-                0,
-                "storage.segment_bytes_max",
-                storage.segment_bytes_max.0,
-            ),
-            (
-                "storage.journal_bytes_min",
-                storage.journal_bytes_min.0,
-                0,
-                "storage.journal_bytes_max",
-                storage.journal_bytes_max.0,
-            ),
+            ("limits.message_bytes_max", 0, "limits.batch_bytes_max"),
+            ("limits.batch_bytes_max", OVERHEAD_BYTES, "limits.frame_bytes_max"),
+            ("limits.batch_bytes_max", OVERHEAD_BYTES, "limits.publish_in_flight_bytes"),
+            ("limits.batch_bytes_max", OVERHEAD_BYTES, "limits.publish_bytes_max"),
+            ("limits.batch_bytes_max", OVERHEAD_BYTES, "storage.queue_bytes_max"),
+            ("limits.batch_bytes_max", OVERHEAD_BYTES, "storage.segment_bytes_max"),
+            ("storage.segment_bytes_min", 0, "storage.segment_bytes_max"),
+            ("storage.journal_bytes_min", 0, "storage.journal_bytes_max"),
         ];
-        for (inner, inner_bytes, overhead, outer, outer_bytes) in fits {
-            if inner_bytes + overhead > outer_bytes {
-                let (need, have) = (ByteSize(inner_bytes + overhead), ByteSize(outer_bytes));
+        for (inner, overhead, outer) in fits {
+            let (need, have) = (self.bytes(inner) + overhead, self.bytes(outer));
+            if need > have {
+                let (need, have) = (ByteSize(need), ByteSize(have));
                 return Err(together(format!(
                     "`{inner}` does not fit into `{outer}`: raise the latter from {have} to at least {need}, or lower the former"
                 )));
@@ -259,6 +218,13 @@ impl Config {
         }
         self.validate_listen("server.listen", &self.server.listen)?;
         self.validate_listen("admin.listen", &self.admin.listen)
+    }
+
+    /// The value of a size.
+    fn bytes(&self, path: &str) -> u64 {
+        let key = KEYS.iter().find(|key| key.path() == path).expect("the caller names a key");
+        let size = ByteSize::parse(&(key.show)(self), &key.range);
+        size.expect("a value of the table reads back").0
     }
 
     fn validate_listen(&self, key: &str, address: &Address) -> Result<(), ConfigError> {

@@ -6,7 +6,16 @@
 #[cfg(not(target_os = "linux"))]
 compile_error!("the Postrider broker runs on Linux only; the client crate runs anywhere");
 
+mod admin;
+mod clock;
 pub mod config;
 pub mod join;
+pub mod metrics;
+mod net;
+mod run;
+mod server;
+mod systemd;
 
 pub use config::{Config, ConfigError};
+pub use run::run_blocking;
+pub use server::{RunError, Server, StartError};

@@ -1,3 +1,4 @@
 //! Shared parts of the whole-system tests.
 
 pub mod process;
+pub mod wire;

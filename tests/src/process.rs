@@ -48,6 +48,7 @@ pub struct BrokerCommand {
     data_dir: PathBuf,
     log: PathBuf,
     args: Vec<String>,
+    environment: Vec<(String, String)>,
     listen: SocketAddr,
     admin: SocketAddr,
 }
@@ -63,6 +64,7 @@ impl BrokerCommand {
             data_dir: dir.join("data"),
             log: dir.join("broker.log"),
             args: Vec::new(),
+            environment: Vec::new(),
             listen: SocketAddr::from(([127, 0, 0, 1], free_port()?)),
             admin: SocketAddr::from(([127, 0, 0, 1], free_port()?)),
         })
@@ -72,6 +74,13 @@ impl BrokerCommand {
     #[must_use]
     pub fn arg(mut self, arg: &str) -> Self {
         self.args.push(arg.to_string());
+        self
+    }
+
+    /// Sets an environment variable of the broker.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.environment.push((name.to_string(), value.to_string()));
         self
     }
 
@@ -115,6 +124,7 @@ impl BrokerCommand {
             .args(["--listen", &self.listen.to_string()])
             .args(["--admin-listen", &self.admin.to_string()])
             .args(&self.args)
+            .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)

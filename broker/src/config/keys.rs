@@ -118,8 +118,8 @@ keys! {
     }
     /// Client connections.
     net: NetConfig {
-        /// Open connections. One more is answered with `LIMIT_EXCEEDED` and closed.
-        connections_max: u32 = "20000" in 1..=1_000_000;
+        /// Open connections. One more is answered with `LimitExceeded` and closed.
+        connections_max: u32 = "16384" in 1..=1_000_000;
         /// Connections that the kernel completes before the broker accepts them.
         backlog: u32 = "4096" in 1..=65_535;
         /// Longest time from connecting to the first complete `Hello`.
@@ -128,25 +128,39 @@ keys! {
         frame_timeout: Duration = "30s" in 10..=HOUR;
         /// Longest wait for a client to take bytes that are ready for it. A slower one is cut off.
         write_timeout: Duration = "30s" in 10..=HOUR;
-        /// Silence after which a client is sent a `Ping`. After the same time again without a byte it is cut off.
-        keepalive_interval: Duration = "1m" in 10..=24 * HOUR;
-        /// Most bytes taken from one connection in one read. Buffers start at 4 KiB and grow to it under load.
+        /// Longest silence of a client. A client that has nothing to say sends `Ping`; one that does not is cut off. `0s`: no limit.
+        idle_timeout: Duration = "10m" in 0..=24 * HOUR;
+        /// Silence after which the kernel asks whether the client's host is still there. After six questions without an answer the connection ends.
+        keepalive_interval: Duration = "1m" in 1_000..=HOUR;
+        /// Most bytes taken from one connection in one read. Buffers start at 1 KiB and grow to it under load.
         read_bytes_max: ByteSize = "256KiB" in 4 * KIB..=16 * MIB;
         /// Emptied read buffers kept for reuse, over all connections. More are given back to the system.
         buffer_pool_bytes: ByteSize = "16MiB" in 0..=GIB;
     }
-    /// Sizes that clients are told in the handshake.
+    /// What clients may do. Sizes are told in the handshake.
     limits: LimitsConfig {
-        /// Largest message: key, value and headers. A larger one is rejected with `BATCH_TOO_LARGE`.
+        /// Largest message: key, value and headers. A larger one is rejected with `BatchTooLarge`.
         message_bytes_max: ByteSize = "4MiB" in KIB..=64 * MIB;
-        /// Largest batch of messages. A larger one is rejected with `BATCH_TOO_LARGE`.
+        /// Largest batch of messages. A larger one is rejected with `BatchTooLarge`.
         batch_bytes_max: ByteSize = "8MiB" in 4 * KIB..=64 * MIB;
-        /// Largest frame. A larger one ends the connection with `FRAME_TOO_LARGE`.
+        /// Largest frame. A larger one ends the connection with `FrameTooLarge`.
         frame_bytes_max: ByteSize = "16MiB" in 8 * KIB..=128 * MIB;
         /// Published and not yet confirmed bytes of one connection. At the bound the broker stops reading from it.
-        publish_in_flight_bytes: ByteSize = "16MiB" in 64 * KIB..=GIB;
-        /// Subscriptions of one connection. One more is rejected with `SUBSCRIPTION_LIMIT`.
+        publish_in_flight_bytes: ByteSize = "32MiB" in 64 * KIB..=GIB;
+        /// The same over all connections. At three quarters of it the connections that publish are not read for a while; what comes beyond it is rejected with `Overloaded`.
+        publish_bytes_max: ByteSize = "64MiB" in MIB..=64 * GIB;
+        /// Replies that one client may leave unread. At the bound the broker stops reading from it.
+        reply_bytes_max: ByteSize = "8MiB" in 64 * KIB..=GIB;
+        /// Unanswered requests of one connection, publishes not counted. One more ends it with `Overloaded`.
+        requests_max: u32 = "4096" in 1..=1_000_000;
+        /// Producer sessions of one connection. One more is rejected with `LimitExceeded`.
+        producers_max: u32 = "1024" in 1..=1_000_000;
+        /// Subscriptions of one connection. One more is rejected with `SubscriptionLimit`.
         subscriptions_max: u32 = "1024" in 1..=1_000_000;
+        /// Topics. One more is rejected with `LimitExceeded`.
+        topics_max: u32 = "100000" in 1..=10_000_000;
+        /// Partitions of all topics. More are rejected with `LimitExceeded`.
+        partitions_max: u32 = "200000" in 1..=10_000_000;
     }
     /// What topics keep.
     retention: RetentionConfig {
@@ -165,7 +179,7 @@ keys! {
         journal_bytes_max: ByteSize = "64MiB" in MIB..=4 * GIB;
         /// Most bytes that are written and synced together.
         group_bytes_max: ByteSize = "4MiB" in 64 * KIB..=256 * MIB;
-        /// Accepted bytes that wait for the disk, over all connections. At the bound publishes wait, then are rejected with `OVERLOADED`.
+        /// Accepted bytes that wait for the disk, over all connections. At the bound publishes wait, then are rejected with `Overloaded`.
         queue_bytes_max: ByteSize = "64MiB" in MIB..=4 * GIB;
         /// A partition with this much in a group is written once, straight to its segment, not through the journal.
         direct_write_bytes: ByteSize = "128KiB" in 16 * KIB..=256 * MIB;
@@ -177,10 +191,16 @@ keys! {
         checkpoint_journal_bytes: ByteSize = "64MiB" in MIB..=64 * GIB;
         /// Longest time from a write to its checkpoint.
         checkpoint_interval: Duration = "5s" in 100..=HOUR;
-        /// Free disk space at which publishes are rejected with `DISK_FULL`. Reads, acks and deletes go on from it. At most a quarter of what is free at start.
+        /// Free disk space at which publishes are rejected with `DiskFull`. Reads, acks and deletes go on from it. At most a quarter of what is free at start.
         reserve_bytes: ByteSize = "128MiB" in 0..=64 * GIB;
         /// Bytes of segment files kept for reuse.
         recycle_bytes_max: ByteSize = "1GiB" in 0..=1024 * GIB;
+        /// Bytes appended to a partition between snapshots of its state. Bounds what is read at its first use after a start.
+        snapshot_after_bytes: ByteSize = "64MiB" in MIB..=64 * GIB;
+        /// Entries appended to a partition between snapshots of its state.
+        snapshot_after_entries: u32 = "16384" in 16..=1_000_000_000;
+        /// Snapshot bytes written per second, over all partitions. What is beyond waits.
+        snapshot_bytes_per_second: ByteSize = "8MiB" in 64 * KIB..=64 * GIB;
         /// Segments mapped into memory at a time.
         map_max: u32 = "8192" in 16..=60_000;
         /// Segment files open for writing at a time.
@@ -213,8 +233,7 @@ impl Key {
             Unit::Bytes | Unit::Duration | Unit::Count => {
                 format!("{} to {}", show(*self.range.start()), show(*self.range.end()))
             }
-            Unit::Switch => "true, false".to_owned(),
-            Unit::Path | Unit::Address => String::new(),
+            Unit::Switch | Unit::Path | Unit::Address => String::new(),
         }
     }
 }

@@ -1,0 +1,16 @@
+//! One real broker process at a time, through its ports, its signals and its exit code.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+mod bad_input;
+mod life;
+
+use std::path::Path;
+
+use anyhow::Result;
+use postrider_tests::process::BrokerCommand;
+
+/// The broker of this build with its data below `dir`.
+fn broker(dir: &Path) -> Result<BrokerCommand> {
+    BrokerCommand::new(env!("CARGO_BIN_EXE_postrider-under-test"), dir)
+}
