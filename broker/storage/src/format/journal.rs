@@ -231,7 +231,7 @@ impl GroupTrailer {
 ///
 /// | kind | name | fields after the first 8 bytes |
 /// |---|---|---|
-/// | 1 | Inline | topic [16], partition u32, count u32, incarnation u64, seq u64, position u64, first index u64, entries |
+/// | 1 | Inline | topic \[16\], partition u32, count u32, incarnation u64, seq u64, position u64, first index u64, entries |
 /// | 2 | Roll | topic, partition, chain crc u32, incarnation, seq u64, file u32, zero u32, salt u64, base index u64, base offset u64 |
 /// | 3 | Truncate | topic, partition, chain crc u32, incarnation, end index u64, end offset u64 |
 /// | 4 | Drop | topic, partition, zero u32, incarnation, new incarnation u64 (0 = gone) |

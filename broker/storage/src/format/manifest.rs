@@ -22,7 +22,7 @@
 //! | 72 | 8 | next salt |
 //! | 80 | .. | logs |
 //!
-//! A log: topic [16], partition u32, chain crc u32, incarnation u64, class u8, zero [7], log start index
+//! A log: topic \[16\], partition u32, chain crc u32, incarnation u64, class u8, zero \[7\], log start index
 //! and offset, end index and offset, reserved index and offset, last append time, last seq (u64 each),
 //! counts of segments, snapshots, damages and a zero (u32 each); then segments {file u32, flags u32
 //! (bit 0 sealed), seq, salt, base index, base offset, end index, end offset, end position, last append

@@ -20,7 +20,7 @@ const VERSION: u16 = 1;
 /// Bytes before each state.
 pub const BLOB_HEADER_BYTES: usize = 64;
 
-/// First sector of a pack: magic `PRSP`, crc32 of 8..512, version u16, zero [6], pack u32, count of blobs
+/// First sector of a pack: magic `PRSP`, crc32 of 8..512, version u16, zero \[6\], pack u32, count of blobs
 /// u32, length of the file u64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PackHeader {
