@@ -2,7 +2,7 @@
 
 pub(crate) mod check;
 pub(crate) mod publish;
-//SERVER
+pub(crate) mod server;
 mod show;
 pub(crate) mod subscribe;
 pub(crate) mod subscription;

@@ -22,7 +22,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 
 use args::{Cli, Command};
-use exit::{Exit, Failure, Outcome};
+use exit::{Exit, Outcome};
 
 /// Runs the command line of this process and returns its exit code.
 #[must_use]
@@ -51,13 +51,12 @@ fn run(command: Command) -> Outcome {
             clap_complete::generate(shell, &mut Cli::command(), "postrider", &mut script);
             output::print(&String::from_utf8_lossy(&script))
         }
-        //Command::Server(options) => command::server::run(&options),
+        Command::Server(options) => command::server::run(&options),
         Command::Topic(command) => command::topic::run(&command),
         Command::Subscription(command) => command::subscription::run(&command),
         Command::Pub(options) => command::publish::run(&options),
         Command::Sub(options) => command::subscribe::run(&options),
         Command::Bench(command) => bench::run(&command),
         Command::Check(options) => command::check::run(&options),
-        _ => Err(Failure::failed("this command is not there yet")),
     }
 }
