@@ -15,6 +15,7 @@
 mod cursor;
 mod files;
 mod group;
+mod hold;
 mod index;
 mod journal;
 mod log;

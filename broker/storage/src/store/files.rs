@@ -8,11 +8,12 @@
 use std::io;
 use std::sync::Arc;
 
+use super::hold::Holds;
 use super::segment::Segment;
-use crate::disk::{Disk, DiskFile, DiskMap, OpenMode};
+use crate::disk::{Disk, DiskFile, OpenMode};
 use crate::format::names;
 use crate::recovered::FreeFile;
-use crate::sync::{Mutex, Ordering, fence};
+use crate::sync::Mutex;
 
 /// A file that may be larger than wanted by this factor is taken all the same.
 const LARGER_MAX: u64 = 4;
@@ -28,7 +29,7 @@ pub(crate) struct TakenFile {
 
 struct Pinned {
     file: FreeFile,
-    map: Arc<dyn DiskMap>,
+    holds: Arc<Holds>,
 }
 
 struct Pool {
@@ -42,17 +43,6 @@ struct Pool {
 /// See the module.
 pub(crate) struct SegmentFiles {
     pool: Mutex<Pool>,
-}
-
-/// Whether nobody else holds the mapping. Nobody can get a new share of a retired segment's mapping,
-/// so that the answer "no" stays true.
-fn is_unshared(map: &Arc<dyn DiskMap>) -> bool {
-    if Arc::strong_count(map) > 1 {
-        return false;
-    }
-    // Pairs with the release of the last slice: its reads happen before the file is written again.
-    fence(Ordering::Acquire);
-    true
 }
 
 impl SegmentFiles {
@@ -90,11 +80,12 @@ impl SegmentFiles {
     /// Takes over the file of a segment whose release was synced.
     pub(crate) fn release(&self, segment: &Segment) {
         let file = FreeFile { file: segment.facts.file, len: segment.facts.file_len };
-        let map = segment.retire();
+        let holds = segment.retire();
         let mut pool = self.pool.lock();
-        match map {
-            Some(map) if !is_unshared(&map) => pool.pinned.push(Pinned { file, map }),
-            _ => pool.free.push(file),
+        if holds.any() {
+            pool.pinned.push(Pinned { file, holds });
+        } else {
+            pool.free.push(file);
         }
     }
 
@@ -123,9 +114,9 @@ impl SegmentFiles {
 impl Pool {
     /// Moves files that readers have let go of to the free ones.
     fn unpin(&mut self) {
-        let (loose, pinned) = std::mem::take(&mut self.pinned)
+        let (pinned, loose) = std::mem::take(&mut self.pinned)
             .into_iter()
-            .partition(|pinned: &Pinned| is_unshared(&pinned.map));
+            .partition(|pinned: &Pinned| pinned.holds.any());
         self.pinned = pinned;
         self.free.extend(loose.iter().map(|pinned: &Pinned| pinned.file));
     }

@@ -11,10 +11,10 @@ use bytes::Bytes;
 use postrider_protocol::entry::{Entry, EntryHeader, split_entry};
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
+use super::hold::Hold;
 use super::index::{EntryPlace, Found, SegmentIndex, find_entry};
 use super::log::{Log, usize_of};
-use super::segment::{MapError, Segment, SegmentEnd, slice};
-use crate::disk::DiskMap;
+use super::segment::{MapError, Segment, SegmentEnd};
 use crate::error::ReadError;
 use crate::format::journal::Damage;
 use crate::format::segment::ENTRIES_START;
@@ -40,7 +40,7 @@ pub struct ReadRun {
     /// Whether all of it is in memory. If not, call [`ReadRun::load`] on a thread that may block before
     /// touching the bytes.
     pub resident: bool,
-    mapped: Option<(Arc<dyn DiskMap>, Range<usize>)>,
+    mapped: Option<(Hold, Range<usize>)>,
 }
 
 impl std::fmt::Debug for ReadRun {
@@ -223,7 +223,7 @@ impl Log {
 
 fn read_segment(
     segment: &Arc<Segment>,
-    map: &Arc<dyn DiskMap>,
+    map: &Hold,
     from: Offset,
     until: Offset,
     max_bytes: usize,
@@ -242,7 +242,7 @@ fn read_segment(
     let span = span.ok_or_else(|| {
         ReadError::Io(format!("segment file {}: offset {from} not found", segment.facts.file))
     })?;
-    let slices: Vec<Bytes> = span.parts.iter().map(|part| slice(map, part.clone())).collect();
+    let slices: Vec<Bytes> = span.parts.iter().map(|part| map.slice(part.clone())).collect();
     let end = span.parts.last().map_or(span.first.position, |part| part.end);
     let range = usize_of(span.first.position)..usize_of(end);
     // Asking costs a system call; what was written lately is in memory.
@@ -256,7 +256,7 @@ fn read_segment(
         next_index: span.next_index,
         records: span.next.0 - span.first.offset.0,
         resident,
-        mapped: Some((Arc::clone(map), range)),
+        mapped: Some((map.clone(), range)),
     })
 }
 
@@ -271,7 +271,7 @@ struct Stop {
 fn find_span(
     index: &SegmentIndex,
     end: &SegmentEnd,
-    map: &Arc<dyn DiskMap>,
+    map: &Hold,
     from: Offset,
     until: Offset,
     max_bytes: usize,
@@ -300,7 +300,7 @@ fn find_span(
 fn find_first(
     index: &SegmentIndex,
     end: &SegmentEnd,
-    map: &Arc<dyn DiskMap>,
+    map: &Hold,
     from: Offset,
 ) -> Option<EntryPlace> {
     // The last mark at or below the offset begins the run that holds it, or lies in that run.
@@ -322,7 +322,7 @@ fn find_first(
 fn find_stop(
     index: &SegmentIndex,
     end: &SegmentEnd,
-    map: &Arc<dyn DiskMap>,
+    map: &Hold,
     first: &EntryPlace,
     until: Offset,
     goal: u64,
@@ -361,7 +361,7 @@ fn goal_slack(first: &EntryPlace, goal: u64) -> u64 {
 fn walk_to_stop(
     index: &SegmentIndex,
     end: &SegmentEnd,
-    map: &Arc<dyn DiskMap>,
+    map: &Hold,
     position: u64,
     until: Offset,
     goal: u64,
@@ -385,15 +385,15 @@ fn walk_to_stop(
     Some(Stop { position: end.position, index: end.end.0, offset: end.end.1 })
 }
 
-fn place_at(map: &Arc<dyn DiskMap>, position: u64) -> Option<EntryPlace> {
-    let bytes = slice(map, position..position + 80);
+fn place_at(map: &Hold, position: u64) -> Option<EntryPlace> {
+    let bytes = map.window(position..position + 80);
     EntryHeader::decode(&bytes).ok().map(|header| EntryPlace::of(&header, position))
 }
 
 /// Hands entries from `next` on to `take`, until it answers false.
 fn read_entries(
     segment: &Arc<Segment>,
-    map: &Arc<dyn DiskMap>,
+    map: &Hold,
     next: &mut EntryIndex,
     until: EntryIndex,
     take: &mut dyn FnMut(Entry, usize) -> bool,
@@ -403,7 +403,7 @@ fn read_entries(
         let mark = state.index.mark_at_index(*next).map(|at| state.index.marks[at]);
         (mark.map_or(ENTRIES_START, |mark| mark.position), state.end.position)
     };
-    let bytes = slice(map, position..end);
+    let bytes = map.slice(position..end);
     let start = position;
     let mut expected = EntryIndex(0);
     while position < end && *next < until {
@@ -441,7 +441,7 @@ fn read_entries(
 }
 
 /// The first message of a segment that was appended at `time` or later.
-fn offset_in(segment: &Arc<Segment>, map: &Arc<dyn DiskMap>, time: TimestampMs) -> Option<Offset> {
+fn offset_in(segment: &Arc<Segment>, map: &Hold, time: TimestampMs) -> Option<Offset> {
     let state = segment.state.lock();
     let (index, end) = (&state.index, &state.end);
     let mark = index.mark_before_time(time).unwrap_or(0);

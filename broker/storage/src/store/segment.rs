@@ -10,13 +10,12 @@
 
 use std::io;
 use std::io::IoSlice;
-use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
 use super::cursor::End;
+use super::hold::{Hold, Holds};
 use super::index::{EntryPlace, SegmentIndex, walk};
 use super::ring::Ring;
 use crate::LogKey;
@@ -90,6 +89,7 @@ pub(crate) struct Segment {
     pub(crate) facts: SegmentFacts,
     pub(crate) state: Mutex<SegmentState>,
     map: Mutex<MapState>,
+    holds: Arc<Holds>,
     handle: Mutex<Option<Arc<dyn DiskFile>>>,
     /// Written since the last sync; the segment is in the writer's list of dirty ones.
     pub(crate) dirty: AtomicBool,
@@ -161,6 +161,7 @@ impl Segment {
             facts,
             state: Mutex::new(SegmentState { end, index }),
             map: Mutex::new(MapState::Unmapped),
+            holds: Holds::new(),
             handle: Mutex::new(handle),
             dirty: AtomicBool::new(false),
             cold: AtomicBool::new(false),
@@ -238,12 +239,12 @@ impl Segment {
     }
 
     /// The mapping of the whole file, made if need be.
-    pub(crate) fn map(self: &Arc<Self>, files: &Files) -> Result<Arc<dyn DiskMap>, MapError> {
+    pub(crate) fn map(self: &Arc<Self>, files: &Files) -> Result<Hold, MapError> {
         self.map_used.store(true, Ordering::Relaxed);
         {
             let held = self.map.lock();
             match &*held {
-                MapState::Mapped(map) => return Ok(Arc::clone(map)),
+                MapState::Mapped(map) => return Ok(self.holds.hold(Arc::clone(map))),
                 MapState::Retired => return Err(MapError::Retired),
                 MapState::Unmapped => {}
             }
@@ -251,12 +252,13 @@ impl Segment {
         let handle = self.handle(files).map_err(MapError::Io)?;
         let mut held = self.map.lock();
         match &*held {
-            MapState::Mapped(map) => return Ok(Arc::clone(map)),
+            MapState::Mapped(map) => return Ok(self.holds.hold(Arc::clone(map))),
             MapState::Retired => return Err(MapError::Retired),
             MapState::Unmapped => {}
         }
         let map = handle.map().map_err(MapError::Io)?;
-        *held = MapState::Mapped(Arc::clone(&map));
+        let hold = self.holds.hold(Arc::clone(&map));
+        *held = MapState::Mapped(map);
         drop(held);
         files.maps.insert(self, |other| {
             if other.map_used.swap(false, Ordering::Relaxed) {
@@ -265,7 +267,7 @@ impl Segment {
             other.unmap();
             true
         });
-        Ok(map)
+        Ok(hold)
     }
 
     /// Lets go of the mapping; slices that are out keep it alive.
@@ -276,14 +278,11 @@ impl Segment {
         }
     }
 
-    /// Ends this use of the file. The mapping that comes back is shared with slices that readers still
-    /// hold; the file must not be written again before they are gone.
-    pub(crate) fn retire(&self) -> Option<Arc<dyn DiskMap>> {
+    /// Ends this use of the file. The file must not be written again before the holds are gone.
+    pub(crate) fn retire(&self) -> Arc<Holds> {
         *self.handle.lock() = None;
-        match std::mem::replace(&mut *self.map.lock(), MapState::Retired) {
-            MapState::Mapped(map) => Some(map),
-            MapState::Unmapped | MapState::Retired => None,
-        }
+        *self.map.lock() = MapState::Retired;
+        Arc::clone(&self.holds)
     }
 
     /// Writes to the file unless it is not this segment's any more; the file cannot be given to another
@@ -318,7 +317,7 @@ impl Segment {
     }
 
     /// Makes the index whole, from the footer or by walking the entries.
-    pub(crate) fn load_index(self: &Arc<Self>, map: &Arc<dyn DiskMap>) {
+    pub(crate) fn load_index(self: &Arc<Self>, map: &Hold) {
         let (end, from) = {
             let state = self.state.lock();
             if state.index.is_whole() {
@@ -328,7 +327,7 @@ impl Segment {
         };
         let loaded = if end.sealed && from == end.position { self.footer(map, &end) } else { None };
         let before = loaded.unwrap_or_else(|| {
-            let bytes = slice(map, ENTRIES_START..from);
+            let bytes = map.window(ENTRIES_START..from);
             walk(&bytes, ENTRIES_START, self.facts.base.0)
         });
         let mut state = self.state.lock();
@@ -337,9 +336,9 @@ impl Segment {
         }
     }
 
-    fn footer(&self, map: &Arc<dyn DiskMap>, end: &SegmentEnd) -> Option<SegmentIndex> {
+    fn footer(&self, map: &Hold, end: &SegmentEnd) -> Option<SegmentIndex> {
         let at = sector_ceil(end.position);
-        let bytes = slice(map, at..self.facts.file_len);
+        let bytes = map.window(at..self.facts.file_len);
         let footer = SegmentFooter::decode(&bytes).ok()?;
         let ours = footer.salt == self.facts.salt
             && footer.end_position == end.position
@@ -383,13 +382,6 @@ impl Segment {
     pub(crate) fn contains(&self, offset: Offset) -> bool {
         self.facts.base.1 <= offset && offset < self.end().end.1
     }
-}
-
-/// Bytes of a mapping by file positions.
-pub(crate) fn slice(map: &Arc<dyn DiskMap>, range: Range<u64>) -> Bytes {
-    let at = |position: u64| usize::try_from(position).expect("a mapped position fits usize");
-    let end = at(range.end).min(map.len());
-    Arc::clone(map).slice(at(range.start).min(end)..end)
 }
 
 /// Positions below this hold entries; the rest of the file is for the footer.

@@ -218,6 +218,10 @@ impl Writer {
         self.report_early(shared, group);
         if group.must_sync {
             self.sync(shared, group)?;
+            if shared.poison.is_set() {
+                // A sync of maintenance failed meanwhile: that this one succeeded proves nothing.
+                return Ok(());
+            }
             self.durable_group = group.number;
             self.vouched_group = group.durable;
             self.last_group = group.number;

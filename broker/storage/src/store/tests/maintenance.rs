@@ -109,12 +109,12 @@ fn sealed_segments_get_footers_that_agree_with_the_entries() {
         let map = segment.map(&store.inner.shared.files).ok().unwrap();
         let live = segment.state.lock().index.clone();
         let end = segment.end();
-        let bytes = segment::slice(&map, crate::format::segment::ENTRIES_START..end.position);
+        let bytes = map.window(crate::format::segment::ENTRIES_START..end.position);
         let walked =
             index::walk(&bytes, crate::format::segment::ENTRIES_START, segment.facts.base.0);
         assert_eq!((&walked.marks, &walked.holes), (&live.marks, &live.holes));
         let at = crate::format::sector_ceil(end.position);
-        let footer = segment::slice(&map, at..segment.facts.file_len);
+        let footer = map.window(at..segment.facts.file_len);
         let footer = SegmentFooter::decode(&footer).unwrap();
         assert_eq!((&footer.marks, &footer.holes), (&live.marks, &live.holes));
         assert_eq!(footer.end_index, end.end.0);
@@ -176,12 +176,22 @@ fn trim_hides_at_once_and_frees_files_only_below_what_every_slot_can_do_without(
 
 #[test]
 fn file_is_not_reused_while_a_reader_holds_a_slice_of_it() {
+    check_held_slice(|_log| {});
+}
+
+#[test]
+fn file_is_not_reused_while_a_slice_of_a_mapping_that_was_closed_is_out() {
+    check_held_slice(|log| log.inner.body.lock().segments[0].unmap());
+}
+
+fn check_held_slice(between: fn(&Log)) {
     let dir = tempfile::tempdir().unwrap();
     let store = start(Arc::new(OsDisk::create(dir.path()).unwrap()), small_options());
     let log = store.create_log(key(0), Durability::Fsync).unwrap();
     append(&store, &log, 3, 1_000);
     let run = log.read(Offset(0), Offset(3), 100_000).unwrap();
     let before = run.slices[0].to_vec();
+    between(&log);
     store.drop_log(key(0));
     settle(&store);
     assert!(store.stats().pinned_bytes > 0);
