@@ -1,3 +1,5 @@
+//! What recovery makes of directories that were written by hand: one case per test.
+
 use std::io::IoSlice;
 
 use bytes::Bytes;
