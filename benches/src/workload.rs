@@ -151,5 +151,18 @@ pub fn partitions(bench: &Bench<'_>, pid: u32, figures: &mut Figures) -> Result<
     bench.load(&["produce", "many", "--messages", "1000000", "--size", "1KiB"])?;
     let resident = crate::start::resident_mb(pid)?;
     figures.add("10,000 partitions written, resident", "MB", Goal::AtMost(500.0), resident);
+    ensure_all_written(bench.command)
+}
+
+/// A figure about partitions that nobody wrote to would mean nothing.
+fn ensure_all_written(command: &BrokerCommand) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let described = runtime.block_on(async {
+        let client = postrider::Client::builder(command.url()).connect().await?;
+        anyhow::Ok(client.admin().describe_topic("many").await?)
+    })?;
+    let empty = described.partitions.iter().filter(|partition| partition.high_watermark.0 == 0);
+    let empty = empty.count();
+    ensure!(empty == 0, "{empty} of {} partitions hold nothing", described.partitions.len());
     Ok(())
 }
