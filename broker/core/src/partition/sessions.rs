@@ -150,10 +150,7 @@ impl Sessions {
             return Err(Objection::Fenced { newest: tail.epoch });
         }
         if head.epoch > tail.epoch {
-            let expected = head.resolved_upto;
-            return begins_session(head)
-                .then_some(Standing::Next)
-                .ok_or(Objection::OutOfOrder { expected });
+            return judge_new_epoch(head);
         }
         if !self.claim(head.producer, tail, connection) {
             return Err(Objection::Moved);
@@ -316,6 +313,17 @@ impl Sessions {
             }
             assert!(end <= tail.next_sequence, "{producer}: the tail covers what is in flight");
         }
+    }
+}
+
+/// An epoch that is newer than the session's begins it anew.
+fn judge_new_epoch(head: &PublishHead) -> Result<Standing, Objection> {
+    if begins_session(head) {
+        Ok(Standing::Next)
+    } else if head.base_sequence.0 >= SEQUENCE_SKIP_MAX {
+        Err(Objection::Unknown { forgotten: false })
+    } else {
+        Err(Objection::OutOfOrder { expected: head.resolved_upto })
     }
 }
 
