@@ -226,9 +226,13 @@ impl Consumers {
         }
     }
 
-    pub(crate) fn check_settled(world: &mut World) {
+    pub(crate) fn check_answered(world: &mut World) {
         let open = &world.consumers().open;
         assert!(open.is_empty(), "every request is answered: {open:?}");
+    }
+
+    pub(crate) fn check_settled(world: &mut World) {
+        Self::check_answered(world);
         Self::check_naive(world);
     }
 

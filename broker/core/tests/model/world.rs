@@ -551,6 +551,7 @@ impl World {
         assert!(self.awaited.is_empty(), "a failed disk answers everybody: {:?}", self.awaited);
         self.carry_out(false);
         assert!(self.charged.values().all(|bytes| *bytes == 0), "and discharges everybody");
+        Consumers::check_answered(self);
     }
 
     fn crash(&mut self) {
