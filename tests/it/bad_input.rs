@@ -16,13 +16,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use crate::broker;
 
 /// A client that publishes one message after the other all the time; every one must be stored, in order.
-struct Undisturbed {
+pub(crate) struct Undisturbed {
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<u64>>,
 }
 
 impl Undisturbed {
-    fn start(command: &BrokerCommand) -> Result<Self> {
+    pub(crate) fn start(command: &BrokerCommand) -> Result<Self> {
         let mut client = WireClient::greeted(command.listen())?;
         let topic = client.create_topic("undisturbed", Durability::Fsync)?;
         let stop = Arc::new(AtomicBool::new(false));
@@ -42,7 +42,7 @@ impl Undisturbed {
         Ok(Self { stop, thread })
     }
 
-    fn stop(self) -> Result<()> {
+    pub(crate) fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         let Ok(count) = self.thread.join() else { anyhow::bail!("the publisher panicked") };
         anyhow::ensure!(count? > 0, "nothing was published meanwhile");
@@ -80,13 +80,13 @@ fn refused(command: &BrokerCommand, greeted: bool, bytes: &[u8]) -> Result<Error
     Ok(client.last_error()?.code)
 }
 
-fn labelled(running: &RunningBroker, series: &str) -> Result<u64> {
+pub(crate) fn labelled(running: &RunningBroker, series: &str) -> Result<u64> {
     let (_, text) = running.admin("/metrics")?;
     let value = text.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     Ok(value.with_context(|| format!("no {series}"))?.parse()?)
 }
 
-fn resident(running: &RunningBroker) -> Result<u64> {
+pub(crate) fn resident(running: &RunningBroker) -> Result<u64> {
     labelled(running, "process_resident_memory_bytes")
 }
 

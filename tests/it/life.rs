@@ -4,7 +4,8 @@ use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use postrider_protocol::message::Outcome;
+use postrider_protocol::error::ErrorCode;
+use postrider_protocol::message::{Confirm, Outcome};
 use postrider_protocol::types::{Durability, Offset};
 use postrider_tests::wire::WireClient;
 
@@ -144,5 +145,91 @@ fn settings_come_from_the_environment_and_flags_win() -> Result<()> {
     assert!(WireClient::connect(command.listen())?.last_error().is_ok(), "one is the limit");
     drop(first);
     assert!(running.terminate()?.success());
+    Ok(())
+}
+
+#[test]
+fn sigterm_while_publishing_answers_everything_that_is_stored() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let command = broker(dir.path())?;
+    let running = command.start()?;
+    let mut client = WireClient::greeted(command.listen())?;
+    let topic = client.create_topic("drained", Durability::Fsync)?;
+    client.publish(&topic, 0, &[b"0"])?;
+    let mut committed = vec![(Offset(0), b"0".to_vec())];
+
+    // A window of publishes is always under way; the signal comes in the middle of it.
+    let mut sent = 1_u64;
+    let mut answered = 1_u64;
+    let mut signalled = false;
+    loop {
+        while sent < answered + 200 {
+            let value = sent.to_string();
+            if client.send(&topic.publish_frame(sent, &[value.as_bytes()])?).is_err() {
+                break;
+            }
+            sent += 1;
+        }
+        let Ok(Some(frame)) = client.frame() else { break };
+        let Ok(Confirm { runs }) = frame.message() else { continue };
+        for run in runs {
+            answered += u64::from(run.count);
+            match run.outcome {
+                Outcome::Committed { base_offset, .. } => {
+                    for n in 0..u64::from(run.count) {
+                        let tag = run.base_sequence.0 + n;
+                        let offset = Offset(base_offset.0 + n);
+                        committed.push((offset, tag.to_string().into_bytes()));
+                    }
+                }
+                Outcome::Rejected { error } => ensure!(error.code == ErrorCode::ShuttingDown),
+                other => ensure!(false, "{other:?}"),
+            }
+        }
+        if answered > 2_000 && !signalled {
+            running.signal_terminate()?;
+            signalled = true;
+        }
+    }
+    ensure!(signalled, "the broker ended before it was asked to");
+    let mut running = running;
+    assert!(running.wait_end()?.success());
+
+    let running = command.start()?;
+    let stored = WireClient::greeted(command.listen())?.read_all("drained")?;
+    ensure!(stored == committed, "{} stored, {} confirmed", stored.len(), committed.len());
+    assert!(running.terminate()?.success());
+    Ok(())
+}
+
+#[test]
+fn what_keeps_a_server_from_starting_is_named_with_the_next_step() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let taken = std::net::TcpListener::bind("127.0.0.1:0")?;
+    let address = taken.local_addr()?.to_string();
+    let cases = [
+        (vec!["--listen", "nonsense"], 2, "server.listen"),
+        (vec!["--listen", "0.0.0.0:0"], 2, "insecure"),
+        (vec!["--listen", &address], 1, "is another server running there?"),
+        // Nobody, root included, can create a directory there.
+        (vec!["--data-dir", "/proc/postrider-data"], 1, "server.data_dir"),
+        (vec!["--config", "/nonexistent/postrider.toml"], 2, "/nonexistent/postrider.toml"),
+        (vec!["--no-such-flag"], 2, "--no-such-flag"),
+    ];
+    for (number, (args, code, text)) in cases.iter().enumerate() {
+        let data = dir.path().join(number.to_string()).display().to_string();
+        let mut all = vec!["server", "--admin-listen", "127.0.0.1:0"];
+        if !args.contains(&"--data-dir") {
+            all.extend(["--data-dir", &data]);
+        }
+        if !args.contains(&"--listen") {
+            all.extend(["--listen", "127.0.0.1:0"]);
+        }
+        all.extend(args);
+        let output = broker(dir.path())?.client(&all).output()?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(*code), "{args:?}: {said}");
+        assert!(said.contains(text), "{args:?}: {said}");
+    }
     Ok(())
 }

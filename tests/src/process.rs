@@ -220,14 +220,22 @@ impl RunningBroker {
         Ok(())
     }
 
+    /// Sends SIGTERM and does not wait.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn signal_terminate(&self) -> Result<()> {
+        let pid = i32::try_from(self.child.id())?;
+        let pid = rustix::process::Pid::from_raw(pid).context("no process id")?;
+        Ok(rustix::process::kill_process(pid, rustix::process::Signal::TERM)?)
+    }
+
     /// Sends SIGTERM and waits for the end.
     ///
     /// # Errors
     /// It did not end within a minute.
     pub fn terminate(mut self) -> Result<ExitStatus> {
-        let pid = i32::try_from(self.child.id())?;
-        let pid = rustix::process::Pid::from_raw(pid).context("no process id")?;
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
+        self.signal_terminate()?;
         self.wait_end()
     }
 
