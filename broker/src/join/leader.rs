@@ -130,13 +130,14 @@ impl Leader {
             route: Route::Publish(Arc::clone(outbox)),
         };
         let decision = self.core.publish(turn.now, request, &mut self.effects);
-        let waits = match decision {
-            Decision::Append(pending) => self.append(partition, pending),
-            Decision::Waits => true,
-            Decision::Done => false,
-        };
-        if waits {
-            outbox.begin_publish(publish.batch.body.len());
+        // Charged before the store is asked: the answer takes the bytes back even if it is a refusal.
+        match decision {
+            Decision::Append(pending) => {
+                outbox.begin_publish(publish.batch.body.len());
+                self.append(partition, pending);
+            }
+            Decision::Waits => outbox.begin_publish(publish.batch.body.len()),
+            Decision::Done => {}
         }
     }
 

@@ -174,3 +174,29 @@ fn credit_bounds_what_is_delivered() {
     peer.send_event(&Credit { handle: SubscriptionHandle(1), messages: 9, bytes: 0 });
     assert_eq!(offsets(peer.delivered()), [9]);
 }
+
+#[test]
+fn a_publish_that_a_full_disk_refuses_is_in_flight_no_more() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = Peer::new(&broker);
+    let topic = peer.create_topic("orders", 1);
+    let epoch = peer.leader_epoch("orders");
+    disk.set_quota(0);
+    broker.store().maintain(TimestampMs(1));
+    assert!(broker.store().is_full());
+    let mut refusals = 0;
+    for tag in 0..3 {
+        peer.send_event(&publish(topic, epoch, ProducerId::NONE, tag, &["x"]));
+        peer.settle();
+        refusals += peer.confirms().len();
+        assert_eq!(peer.session.publish_in_flight_bytes(), 0, "charged and taken back");
+        assert!(peer.session.may_receive());
+    }
+    assert_eq!(refusals, 3);
+    disk.set_quota(u64::MAX);
+    broker.store().maintain(TimestampMs(2));
+    peer.send_event(&publish(topic, epoch, ProducerId::NONE, 3, &["x"]));
+    peer.settle();
+    assert_eq!(offsets(&peer.confirms()[0].outcome), 0);
+}
