@@ -94,14 +94,15 @@ impl Journal {
         self.current.as_ref().is_some_and(|current| current.position + bytes <= current.file.len)
     }
 
-    /// Length that a new file should have: twice the longest there is.
-    pub(crate) fn new_file_len(&self, need: u64) -> u64 {
+    /// Length that a new file should have: twice the longest there is, within `max`.
+    pub(crate) fn new_file_len(&self, need: u64, max: u64) -> u64 {
         let current = self.current.as_ref().map_or(0, |current| current.file.len);
         let free = self.free.iter().map(|file| file.len).max().unwrap_or(0);
         let longest =
             self.live.iter().map(|file| file.len).max().unwrap_or(0).max(current).max(free);
         let len = if longest == 0 { self.bytes_min } else { (longest * 2).min(self.bytes_max) };
-        len.max(need.next_multiple_of(4096))
+        let max = (max - max % 4096).max(self.bytes_min);
+        len.min(max).max(need.next_multiple_of(4096))
     }
 
     /// A free file of at least `need` bytes: the longest, so that short ones fade out.

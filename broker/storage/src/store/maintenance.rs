@@ -327,7 +327,7 @@ impl Maintenance {
                 return Ok(());
             }
             let Some(number) = writer.journal().number_for_spare() else { return Ok(()) };
-            (number, writer.journal().new_file_len(0))
+            (number, writer.journal().new_file_len(0, shared.space.journal_file_max()))
         };
         let need = shared.options.journal_bytes_min.min(want);
         let Some(len) = shared.space.promise(want, need, Claim::State) else { return Ok(()) };

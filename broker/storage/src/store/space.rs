@@ -13,6 +13,9 @@
 
 use crate::sync::{AtomicBool, Mutex, Ordering};
 
+/// A new journal file takes at most one part in so many of the free space, or what its group needs.
+const JOURNAL_SHARE: u64 = 16;
+
 /// Who asks for space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Claim {
@@ -95,6 +98,13 @@ impl Space {
 
     pub(crate) fn free(&self) -> u64 {
         self.account.lock().free
+    }
+
+    /// The longest journal file that should be made now: a small part of what is left, so that the
+    /// journal of a small or filling disk does not take the room that messages came for.
+    pub(crate) fn journal_file_max(&self) -> u64 {
+        let account = self.account.lock();
+        account.free.saturating_sub(account.promised) / JOURNAL_SHARE
     }
 }
 

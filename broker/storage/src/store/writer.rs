@@ -174,7 +174,7 @@ impl Writer {
         }
         let disk = &*shared.files.disk;
         let bound = shared.options.checkpoint_journal_bytes.saturating_mul(JOURNAL_CHECKPOINTS_MAX);
-        let want = self.journal.new_file_len(need);
+        let want = self.journal.new_file_len(need, shared.space.journal_file_max());
         let promised = if self.journal.bytes() <= bound.max(want) {
             shared.space.promise(want, need.next_multiple_of(4096), Claim::State)
         } else {
