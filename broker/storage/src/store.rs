@@ -256,4 +256,7 @@ impl Store {
 }
 
 #[cfg(test)]
+#[cfg(loom)]
+mod loom_models;
+#[cfg(test)]
 mod tests;

@@ -3,8 +3,8 @@
 //! Owns plain numbers: nothing here decides anything. The shell renders them.
 
 use std::sync::OnceLock;
-
-use crate::sync::{AtomicU64, Ordering};
+// Not those of `sync`: nothing is ordered by a counter, and models need not look at them.
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Buckets of a [`Histogram`]: bucket n counts durations below 2^n microseconds, the last one the rest.
 pub const HISTOGRAM_BUCKETS: usize = 24;

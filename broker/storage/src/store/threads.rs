@@ -42,7 +42,8 @@ impl Store {
         StoreThreads { store: self.clone(), threads }
     }
 
-    fn run_io(&self) {
+    /// The I/O thread's loop, until it is stopped or the store fails.
+    pub(super) fn run_io(&self) {
         let shared = &self.inner.shared;
         let mark_delay = Duration::from_micros(shared.options.mark_delay_us);
         let mut mark_due = false;
