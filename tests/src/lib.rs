@@ -1,4 +1,5 @@
 //! Shared parts of the whole-system tests.
 
+pub mod fuzz;
 pub mod process;
 pub mod wire;
