@@ -90,8 +90,34 @@ pub(crate) fn broker_failure(body: &ErrorBody) -> Failure {
         (_, ErrorClass::Unknown) => {
             failure.next("look at what is stored before trying again: it may have been done")
         }
-        _ => failure,
+        (code, _) => match step_after(code) {
+            Some(step) => failure.next(step),
+            None => failure,
+        },
     }
+}
+
+/// What helps after a refusal whose text names the cause alone.
+fn step_after(code: ErrorCode) -> Option<&'static str> {
+    Some(match code {
+        ErrorCode::InvalidTopicName | ErrorCode::InvalidSubscriptionName => {
+            "choose another name, for example orders.new"
+        }
+        ErrorCode::InvalidConfig | ErrorCode::UnknownPartition => {
+            "`postrider topic show TOPIC` shows the partitions and settings"
+        }
+        ErrorCode::OffsetOutOfRange => {
+            "`postrider topic show TOPIC` shows where each partition starts and ends"
+        }
+        ErrorCode::UnknownSubscription => {
+            "`postrider subscription ls TOPIC` lists the subscriptions"
+        }
+        ErrorCode::DiskFull => "free space on the broker's disk, or lower a topic's retention",
+        ErrorCode::Overloaded | ErrorCode::ShuttingDown | ErrorCode::Throttled => {
+            "try again in a moment"
+        }
+        _ => return None,
+    })
 }
 
 /// A refusal that may be about a missing topic: then the create command is the next step.
@@ -135,6 +161,13 @@ pub(crate) fn publish_failure(error: &SendError) -> Failure {
         }
         SendError::Unknown(_) => Failure::failed(error)
             .next("read the topic before publishing it again: it may be stored"),
+        SendError::NoPartition { .. } => Failure::failed(error).next(
+            "`postrider topic show TOPIC` shows the partitions; leave --partition out to spread",
+        ),
+        SendError::Rejected(body) => match step_after(body.code) {
+            Some(step) => Failure::failed(error).next(step),
+            None => Failure::failed(error),
+        },
         other => Failure::failed(other),
     }
 }

@@ -298,6 +298,11 @@ impl Subscription {
             }
             Ok(reply) => self.attach(&reply, wakes),
             Err(error) if error.code.retry() == Retry::Never => self.end(error, wakes),
+            // Who opens it named a partition that is not there: waiting until somebody adds it
+            // would hide the mistake. Later on it can only be news that have not spread yet.
+            Err(error) if self.attached.is_some() && error.code == ErrorCode::UnknownPartition => {
+                self.end(error, wakes);
+            }
             Err(error) => {
                 let wait = Duration::from_millis(u64::from(error.retry_after_ms)).max(ATTACH_WAIT);
                 self.phase = Phase::Detached;
