@@ -3,8 +3,11 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod bad_input;
+mod client;
+mod command_line;
 mod hostile;
 mod life;
+mod round_trip;
 
 use std::path::Path;
 
@@ -14,4 +17,8 @@ use postrider_tests::process::BrokerCommand;
 /// The broker of this build with its data below `dir`.
 fn broker(dir: &Path) -> Result<BrokerCommand> {
     BrokerCommand::new(env!("CARGO_BIN_EXE_postrider-under-test"), dir)
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
