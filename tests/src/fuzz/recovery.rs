@@ -15,6 +15,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider_protocol::entry::{ENTRY_HEADER_BYTES, ENTRY_MAGIC, EntryHeader};
 use postrider_storage::disk_sim::CrashKind;
+use postrider_storage::format::codec::NUMBERS_END;
 use postrider_storage::format::{SECTOR, names};
 use postrider_storage::recovered::RecoveredState;
 use postrider_storage::{Disk, OpenError, SimDisk, StoreOptions, check, recover};
@@ -44,14 +45,30 @@ pub fn recovery(input: &[u8]) {
         Err(OpenError::NoManifest | OpenError::Format { .. }) => {
             assert!(disk.files() == before, "a refusal changes nothing");
         }
-        Err(_) => {}
-        Ok(first) => survives_power_loss(&disk, &first),
+        Ok(first) if !is_worn_out(&first) => survives_power_loss(&disk, &first),
+        _ => {}
     }
 }
 
 fn recover_on(disk: &SimDisk) -> Result<RecoveredState, OpenError> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
     recover(&disk, &StoreOptions::default())
+}
+
+/// Numbers so large that what recovery skips may carry them to where they are refused.
+fn is_worn_out(state: &RecoveredState) -> bool {
+    let journal = &state.journal;
+    let counters = [
+        state.manifest_number,
+        state.next_incarnation,
+        state.next_salt,
+        journal.next_group,
+        journal.next_generation,
+    ];
+    let logs = state.logs.iter().flat_map(|log| {
+        [log.end.0.0, log.end.1.0, log.reserved.0.0, log.reserved.1.0, log.last_seq]
+    });
+    counters.into_iter().chain(logs).any(|number| number >= NUMBERS_END / 2)
 }
 
 fn survives_power_loss(disk: &SimDisk, first: &RecoveredState) {
