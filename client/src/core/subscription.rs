@@ -261,6 +261,8 @@ impl Subscription {
         }
         self.phase = Phase::Attaching;
         self.retry_at = None;
+        // The attach asks for the whole window without what still waits here.
+        self.returnable = Amount::default();
         let resumes = self.options.name.is_none() && !self.positions.is_empty();
         let (partitions, start) = if resumes {
             let offsets = self.positions.iter().map(|(id, position)| (*id, position.next));
@@ -535,7 +537,8 @@ impl Subscription {
     fn give_back(&mut self, amount: Amount) {
         self.queued.messages -= amount.messages;
         self.queued.bytes -= amount.bytes;
-        if self.phase == Phase::Attached {
+        // What is taken between the attach and its reply was not part of the credit that was asked for.
+        if matches!(self.phase, Phase::Attaching | Phase::Attached) {
             self.returnable.add(amount);
         }
     }
