@@ -2,4 +2,5 @@
 
 pub mod fuzz;
 pub mod process;
+pub mod sim;
 pub mod wire;
