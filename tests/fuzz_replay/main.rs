@@ -11,9 +11,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use postrider_storage::{Disk, SimDisk, StoreOptions, recover};
+use bytes::Bytes;
+use postrider_protocol::entry::EntryKind;
+use postrider_protocol::types::{
+    Durability, EntryIndex, LeaderEpoch, Offset, PartitionId, TimestampMs, TopicId,
+};
+use postrider_storage::disk_sim::CrashKind;
+use postrider_storage::{Disk, Log, LogKey, NewEntry, SimDisk, Store, recover};
 use postrider_tests::fuzz::mutate::{Random, mutate};
-use postrider_tests::fuzz::{TARGETS, Target, crc32, pack_directory};
+use postrider_tests::fuzz::{TARGETS, Target, crc32, pack_directory, small_options};
 
 /// Mutations per target unless the environment says otherwise.
 const MUTATIONS: usize = 4_000;
@@ -48,12 +54,72 @@ fn corpus(target: &str) -> Vec<(String, Vec<u8>)> {
 fn seed_directories() {
     let disk = SimDisk::new(1);
     let shared: Arc<dyn Disk> = Arc::new(disk.clone());
-    recover(&shared, &StoreOptions::default()).unwrap();
-    write_seed("recovery", "fresh", &pack_directory(&disk.files()));
+    recover(&shared, &small_options()).unwrap();
+    write_seed("fresh", &disk);
+    for (name, class) in [("fsync", Durability::Fsync), ("memory", Durability::Memory)] {
+        let disk = SimDisk::new(1);
+        let store = busy_store(&disk, class);
+        write_seed(&format!("{name}-killed"), &disk);
+        store.maintain(TimestampMs(1_000_000));
+        while store.step() {}
+        write_seed(&format!("{name}-checkpointed"), &disk);
+        store.close().unwrap();
+        write_seed(&format!("{name}-closed"), &disk);
+        let disk = SimDisk::new(1);
+        let store = busy_store(&disk, class);
+        disk.crash(CrashKind::Power);
+        let disk = disk.reopen();
+        drop(store);
+        write_seed(&format!("{name}-power-lost"), &disk);
+        let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        recover(&shared, &small_options()).unwrap();
+        write_seed(&format!("{name}-recovered"), &disk);
+    }
 }
 
-fn write_seed(target: &str, name: &str, input: &[u8]) {
-    std::fs::write(root().join("fuzz/corpus").join(target).join(name), input).unwrap();
+/// A store with a checkpoint, a snapshot, a trimmed log, a dropped one, and groups of both ways of
+/// writing above the checkpoint.
+fn busy_store(disk: &SimDisk, class: Durability) -> Store {
+    let opened = Store::open(Arc::new(disk.clone()), small_options()).unwrap();
+    let store = opened.store;
+    let key = |partition| LogKey { topic: TopicId([7; 16]), partition: PartitionId(partition) };
+    let (kept, dropped) =
+        (store.create_log(key(1), class).unwrap(), store.create_log(key(2), class).unwrap());
+    let append = |log: &Log, len: usize| {
+        log.append(entry(len)).unwrap();
+        while store.step() {}
+    };
+    (0..4).for_each(|_| append(&kept, 700));
+    append(&dropped, 100);
+    kept.write_snapshot(EntryIndex(2), Bytes::from_static(b"a state"));
+    store.checkpoint();
+    while store.maintain(TimestampMs(10_000)) || store.step() {}
+    kept.trim((EntryIndex(1), Offset(1)));
+    append(&kept, 40);
+    append(&kept, 2_500);
+    store.drop_log(key(2));
+    append(&kept, 90);
+    store
+}
+
+fn entry(len: usize) -> NewEntry {
+    let body = Bytes::from(vec![5; len]);
+    NewEntry {
+        kind: EntryKind::Data,
+        flags: 0,
+        leader_epoch: LeaderEpoch(1),
+        append_time: TimestampMs(1),
+        record_count: 1,
+        seq_count: 1,
+        body_crc: crc32(&body),
+        body,
+        trailer: Bytes::new(),
+    }
+}
+
+fn write_seed(name: &str, disk: &SimDisk) {
+    let input = pack_directory(&disk.files());
+    std::fs::write(root().join("fuzz/corpus/recovery").join(name), input).unwrap();
 }
 
 /// Runs the target; keeps the input if it fails.

@@ -28,7 +28,7 @@ use postrider_protocol::message::{
 use postrider_protocol::record::Record;
 use postrider_protocol::types::{Compression, Sequence};
 
-pub use recovery::{pack_directory, recovery};
+pub use recovery::{pack_directory, recovery, small_options};
 
 /// What the fuzzer calls with its input; panics when a promise is broken.
 pub type Target = fn(&[u8]);

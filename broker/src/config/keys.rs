@@ -124,7 +124,7 @@ keys! {
         backlog: u32 = "4096" in 1..=65_535;
         /// Longest time from connecting to the first complete `Hello`.
         handshake_timeout: Duration = "10s" in 10..=HOUR;
-        /// Longest wait for the rest of a frame that has begun to arrive.
+        /// Longest silence within a frame that has begun to arrive. Slow bytes are not silence: such a client costs what an idle one costs.
         frame_timeout: Duration = "30s" in 10..=HOUR;
         /// Longest wait for a client to take bytes that are ready for it. A slower one is cut off.
         write_timeout: Duration = "30s" in 10..=HOUR;

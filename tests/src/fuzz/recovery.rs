@@ -4,9 +4,10 @@
 //! far that it can make checksums fit: otherwise nothing behind them would ever be reached.
 //!
 //! ```text
-//! u8 mode: bit 0 = make checksums fit | files:
-//! u8 kind: 0-2 manifest slot, 3 segment, 4 journal, 5 pack (modulo 6) | u8 number | u8 sectors
-//! | u16 length of the contents (LE), at most what is left | contents; zeros up to the sectors
+//! u8 mode: bit 0 = make checksums fit | pieces of files:
+//! u8 kind: 0-2 manifest slot, 3 segment, 4 journal, 5 pack (modulo 6) | u8 number
+//! | u8 sectors of the file, at least | u8 sector where the piece begins
+//! | u16 length of the piece (LE), at most what is left | piece; zeros elsewhere in the file
 //! ```
 
 use std::collections::BTreeMap;
@@ -15,16 +16,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider_protocol::entry::{ENTRY_HEADER_BYTES, ENTRY_MAGIC, EntryHeader};
 use postrider_storage::disk_sim::CrashKind;
+use postrider_storage::format::codec::NUMBERS_END;
 use postrider_storage::format::{SECTOR, names};
 use postrider_storage::recovered::RecoveredState;
 use postrider_storage::{Disk, OpenError, SimDisk, StoreOptions, check, recover};
 
 use super::crc32;
 
-/// Bytes of a file's head: kind, number, sectors, length of the contents.
-const HEAD_BYTES: usize = 5;
-/// Files of a directory; what follows is ignored.
-const FILES_MAX: usize = 16;
+/// Bytes of a piece's head.
+const HEAD_BYTES: usize = 6;
+/// Pieces of a directory; what follows is ignored.
+const PIECES_MAX: usize = 64;
 
 /// A directory. Looking at it changes nothing, a refusal changes nothing, and what recovery has settled
 /// is there again after the power failed.
@@ -44,14 +46,43 @@ pub fn recovery(input: &[u8]) {
         Err(OpenError::NoManifest | OpenError::Format { .. }) => {
             assert!(disk.files() == before, "a refusal changes nothing");
         }
-        Err(_) => {}
-        Ok(first) => survives_power_loss(&disk, &first),
+        Ok(first) if !is_worn_out(&first) => survives_power_loss(&disk, &first),
+        _ => {}
+    }
+}
+
+/// Small files, so that an input holds whole directories and a run costs little.
+#[must_use]
+pub fn small_options() -> StoreOptions {
+    StoreOptions {
+        segment_bytes_min: 4 << 10,
+        segment_bytes_max: 64 << 10,
+        journal_bytes_min: 16 << 10,
+        journal_bytes_max: 32 << 10,
+        direct_write_bytes: 2 << 10,
+        ..StoreOptions::default()
     }
 }
 
 fn recover_on(disk: &SimDisk) -> Result<RecoveredState, OpenError> {
     let disk: Arc<dyn Disk> = Arc::new(disk.clone());
-    recover(&disk, &StoreOptions::default())
+    recover(&disk, &small_options())
+}
+
+/// Numbers so large that what recovery skips may carry them to where they are refused.
+fn is_worn_out(state: &RecoveredState) -> bool {
+    let journal = &state.journal;
+    let counters = [
+        state.manifest_number,
+        state.next_incarnation,
+        state.next_salt,
+        journal.next_group,
+        journal.next_generation,
+    ];
+    let logs = state.logs.iter().flat_map(|log| {
+        [log.end.0.0, log.end.1.0, log.reserved.0.0, log.reserved.1.0, log.last_seq]
+    });
+    counters.into_iter().chain(logs).any(|number| number >= NUMBERS_END / 2)
 }
 
 fn survives_power_loss(disk: &SimDisk, first: &RecoveredState) {
@@ -79,28 +110,33 @@ fn check_consistent(state: &RecoveredState) {
 }
 
 /// The files that the bytes describe.
-fn directory(input: &[u8]) -> Vec<(String, Vec<u8>)> {
-    let Some((&mode, mut rest)) = input.split_first() else { return Vec::new() };
-    let mut files = Vec::new();
-    while let Some((&[kind, number, sectors, low, high], after)) =
-        rest.split_first_chunk::<HEAD_BYTES>()
-        && files.len() < FILES_MAX
-    {
+fn directory(input: &[u8]) -> BTreeMap<String, Vec<u8>> {
+    let mut files = BTreeMap::<_, Vec<u8>>::new();
+    let Some((&mode, mut rest)) = input.split_first() else { return files };
+    for _ in 0..PIECES_MAX {
+        let Some((&[kind, number, sectors, at, low, high], after)) =
+            rest.split_first_chunk::<HEAD_BYTES>()
+        else {
+            break;
+        };
         let len = usize::from(u16::from_le_bytes([low, high])).min(after.len());
-        let (contents, after) = after.split_at(len);
+        let (piece, after) = after.split_at(len);
         rest = after;
-        let mut contents = contents.to_vec();
-        contents.resize(contents.len().max(usize::from(sectors) * SECTOR), 0);
+        let number = u32::from(number);
         let path = match kind % 6 {
             slot @ 0..=2 => names::manifest(usize::from(slot)),
-            3 => names::segment(u32::from(number)),
-            4 => names::journal(u32::from(number)),
-            _ => names::pack(u32::from(number)),
+            3 => names::segment(number),
+            4 => names::journal(number),
+            _ => names::pack(number),
         };
-        if mode & 1 == 1 {
-            mend(&mut contents);
-        }
-        files.push((path, contents));
+        let contents = files.entry(path).or_default();
+        let start = usize::from(at) * SECTOR;
+        let end = start + len;
+        contents.resize(contents.len().max(end).max(usize::from(sectors) * SECTOR), 0);
+        contents[start..end].copy_from_slice(piece);
+    }
+    if mode & 1 == 1 {
+        files.values_mut().for_each(|contents| mend(contents));
     }
     files
 }
@@ -122,14 +158,37 @@ pub fn pack_directory(files: &[(String, Bytes)]) -> Vec<u8> {
             Some((_, "pack")) => (5, names::number(name, "pack").unwrap_or(0)),
             _ => continue,
         };
-        let used = contents.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
         let small = |number: usize| u8::try_from(number).expect("small files are packed");
-        packed.extend([kind, u8::try_from(number).expect("low numbers are packed")]);
-        packed.push(small(contents.len().div_ceil(SECTOR)));
-        packed.extend(u16::try_from(used).expect("small files are packed").to_le_bytes());
-        packed.extend_from_slice(&contents[..used]);
+        let number = u8::try_from(number).expect("low numbers are packed");
+        let sectors = small(contents.len().div_ceil(SECTOR));
+        for (at, piece) in pieces(contents) {
+            packed.extend([kind, number, sectors, small(at)]);
+            packed.extend(u16::try_from(piece.len()).expect("small files").to_le_bytes());
+            packed.extend_from_slice(piece);
+        }
     }
     packed
+}
+
+/// Runs of sectors that are not all zero, each with the number of its first sector and without the
+/// zeros at its end; a file of zeros is one empty piece.
+fn pieces(contents: &[u8]) -> Vec<(usize, &[u8])> {
+    let is_zero = |sector: &[u8]| sector.iter().all(|byte| *byte == 0);
+    let sectors: Vec<&[u8]> = contents.chunks(SECTOR).collect();
+    let mut found = Vec::new();
+    let mut at = 0;
+    for run in sectors.chunk_by(|one, next| is_zero(one) == is_zero(next)) {
+        let bytes = &contents[at * SECTOR..contents.len().min((at + run.len()) * SECTOR)];
+        let used = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+        if used > 0 {
+            found.push((at, &bytes[..used]));
+        }
+        at += run.len();
+    }
+    if found.is_empty() {
+        found.push((0, &[][..]));
+    }
+    found
 }
 
 /// Makes the checksums of what is known by its magic fit.

@@ -4,6 +4,14 @@ use postrider_protocol::types::Durability;
 
 use super::{FormatError, SECTOR};
 
+/// Every number that the store counts up (groups, generations, indexes, offsets, positions) is below.
+/// A server that appended a million messages every millisecond would need a century to get here, so
+/// a larger one is no number of this store, and what recovery adds to one cannot overflow.
+pub const NUMBERS_END: u64 = 1 << 62;
+
+/// The same for the numbers in the names of files.
+pub const FILES_END: u32 = 1 << 31;
+
 /// Reads fields from a slice, front to back; never past its end.
 #[derive(Clone, Copy, Debug)]
 pub struct Reader<'a> {
@@ -87,6 +95,24 @@ impl<'a> Reader<'a> {
     /// `Short` when fewer than 8 bytes are left.
     pub fn u64(&mut self) -> Result<u64, FormatError> {
         Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    /// Takes a u64 that the store counts up.
+    ///
+    /// # Errors
+    /// `Short` when fewer than 8 bytes are left; `Field` when it is not below [`NUMBERS_END`].
+    pub fn number(&mut self) -> Result<u64, FormatError> {
+        let number = self.u64()?;
+        if number < NUMBERS_END { Ok(number) } else { Err(FormatError::Field("number too large")) }
+    }
+
+    /// Takes the number of a file.
+    ///
+    /// # Errors
+    /// `Short` when fewer than 4 bytes are left; `Field` when it is not below [`FILES_END`].
+    pub fn file(&mut self) -> Result<u32, FormatError> {
+        let file = self.u32()?;
+        if file < FILES_END { Ok(file) } else { Err(FormatError::Field("file number too large")) }
     }
 }
 

@@ -79,10 +79,10 @@ impl GroupHeader {
     /// `Magic` or `Crc`: no group header here, or a damaged one.
     pub fn decode(sector: &[u8]) -> Result<(Self, u32), FormatError> {
         let (crc, mut reader) = open_sector(GROUP_HEADER_MAGIC, sector)?;
-        let generation = reader.u64()?;
-        let group = reader.u64()?;
-        let durable_group = reader.u64()?;
-        let position = reader.u64()?;
+        let generation = reader.number()?;
+        let group = reader.number()?;
+        let durable_group = reader.number()?;
+        let position = reader.number()?;
         let count = reader.u32()?;
         let body_len = reader.u32()?;
         let body_crc = reader.u32()?;
@@ -206,10 +206,10 @@ impl GroupTrailer {
     /// `Magic` or `Crc`: no group trailer here, or a damaged one.
     pub fn decode(sector: &[u8]) -> Result<Self, FormatError> {
         let (_, mut reader) = open_sector(GROUP_TRAILER_MAGIC, sector)?;
-        let generation = reader.u64()?;
-        let group = reader.u64()?;
-        let durable_group = reader.u64()?;
-        let position = reader.u64()?;
+        let generation = reader.number()?;
+        let group = reader.number()?;
+        let durable_group = reader.number()?;
+        let position = reader.number()?;
         let body_len = reader.u32()?;
         let body_crc = reader.u32()?;
         let flags = reader.u32()?;
@@ -501,14 +501,14 @@ impl<'a> Record<'a> {
         let topic = TopicId(fields.array()?);
         let key = LogKey { topic, partition: PartitionId(fields.u32()?) };
         let word = fields.u32()?;
-        let incarnation = fields.u64()?;
+        let incarnation = fields.number()?;
         Ok(match kind {
             INLINE => Self::Inline(Inline {
                 key,
                 incarnation,
-                seq: fields.u64()?,
-                position: fields.u64()?,
-                first_index: EntryIndex(fields.u64()?),
+                seq: fields.number()?,
+                position: fields.number()?,
+                first_index: EntryIndex(fields.number()?),
                 count: word,
                 entries: fields.bytes(fields.len())?,
             }),
@@ -516,47 +516,47 @@ impl<'a> Record<'a> {
                 key,
                 incarnation,
                 chain_crc: word,
-                seq: fields.u64()?,
+                seq: fields.number()?,
                 file: {
-                    let file = fields.u32()?;
+                    let file = fields.file()?;
                     fields.u32()?;
                     file
                 },
-                salt: fields.u64()?,
-                base_index: EntryIndex(fields.u64()?),
-                base_offset: Offset(fields.u64()?),
+                salt: fields.number()?,
+                base_index: EntryIndex(fields.number()?),
+                base_offset: Offset(fields.number()?),
             }),
             TRUNCATE => Self::Truncate {
                 key,
                 incarnation,
                 chain_crc: word,
-                end_index: EntryIndex(fields.u64()?),
-                end_offset: Offset(fields.u64()?),
+                end_index: EntryIndex(fields.number()?),
+                end_offset: Offset(fields.number()?),
             },
-            DROP => Self::Drop { key, incarnation, new_incarnation: fields.u64()? },
+            DROP => Self::Drop { key, incarnation, new_incarnation: fields.number()? },
             TRIM => Self::Trim {
                 key,
                 incarnation,
-                start_index: EntryIndex(fields.u64()?),
-                start_offset: Offset(fields.u64()?),
-                release_index: EntryIndex(fields.u64()?),
+                start_index: EntryIndex(fields.number()?),
+                start_offset: Offset(fields.number()?),
+                release_index: EntryIndex(fields.number()?),
             },
             DAMAGE => Self::Damage {
                 key,
                 incarnation,
                 damage: Damage {
-                    from_index: EntryIndex(fields.u64()?),
-                    end_index: EntryIndex(fields.u64()?),
-                    from_offset: Offset(fields.u64()?),
-                    end_offset: Offset(fields.u64()?),
+                    from_index: EntryIndex(fields.number()?),
+                    end_index: EntryIndex(fields.number()?),
+                    from_offset: Offset(fields.number()?),
+                    end_offset: Offset(fields.number()?),
                 },
             },
             RESERVE => Self::Reserve {
                 key,
                 incarnation,
                 class: class_of(u8::try_from(word).unwrap_or(u8::MAX))?,
-                end_index: EntryIndex(fields.u64()?),
-                end_offset: Offset(fields.u64()?),
+                end_index: EntryIndex(fields.number()?),
+                end_offset: Offset(fields.number()?),
             },
             _ => return Err(FormatError::Field("record kind")),
         })

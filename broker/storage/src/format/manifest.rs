@@ -204,15 +204,15 @@ impl Manifest {
             return Err(FormatError::Version(version));
         }
         let flags = reader.u16()?;
-        let number = reader.u64()?;
-        let checkpoint_group = reader.u64()?;
-        let durable_group = reader.u64()?;
-        let oldest_generation = reader.u64()?;
-        let journal_position = reader.u64()?;
+        let number = reader.number()?;
+        let checkpoint_group = reader.number()?;
+        let durable_group = reader.number()?;
+        let oldest_generation = reader.number()?;
+        let journal_position = reader.number()?;
         let last_journal_crc = reader.u32()?;
         let count = reader.u32()?;
-        let next_incarnation = reader.u64()?;
-        let next_salt = reader.u64()?;
+        let next_incarnation = reader.number()?;
+        let next_salt = reader.number()?;
         let mut logs = Vec::with_capacity(reader.len() / LOG_FIXED);
         for _ in 0..count {
             logs.push(ManifestLog::decode(&mut reader)?);
@@ -291,14 +291,14 @@ impl ManifestLog {
         let topic = TopicId(reader.array()?);
         let key = LogKey { topic, partition: PartitionId(reader.u32()?) };
         let chain_crc = reader.u32()?;
-        let incarnation = reader.u64()?;
+        let incarnation = reader.number()?;
         let class = class_of(reader.u8()?)?;
         reader.bytes(7)?;
-        let start = (EntryIndex(reader.u64()?), Offset(reader.u64()?));
-        let end = (EntryIndex(reader.u64()?), Offset(reader.u64()?));
-        let reserved = (EntryIndex(reader.u64()?), Offset(reader.u64()?));
+        let start = (EntryIndex(reader.number()?), Offset(reader.number()?));
+        let end = (EntryIndex(reader.number()?), Offset(reader.number()?));
+        let reserved = (EntryIndex(reader.number()?), Offset(reader.number()?));
         let last_time = TimestampMs(reader.u64()?);
-        let last_seq = reader.u64()?;
+        let last_seq = reader.number()?;
         let segments = reader.u32()?;
         let snapshots = reader.u32()?;
         let damages = reader.u32()?;
@@ -316,19 +316,19 @@ impl ManifestLog {
             segments: list(reader, segments, SEGMENT_BYTES, ManifestSegment::decode)?,
             snapshots: list(reader, snapshots, SNAPSHOT_BYTES, |item| {
                 Ok(SnapshotRef {
-                    pack: item.u32()?,
+                    pack: item.file()?,
                     crc: item.u32()?,
-                    index: EntryIndex(item.u64()?),
-                    position: item.u64()?,
-                    len: item.u64()?,
+                    index: EntryIndex(item.number()?),
+                    position: item.number()?,
+                    len: item.number()?,
                 })
             })?,
             damages: list(reader, damages, DAMAGE_BYTES, |item| {
                 Ok(Damage {
-                    from_index: EntryIndex(item.u64()?),
-                    end_index: EntryIndex(item.u64()?),
-                    from_offset: Offset(item.u64()?),
-                    end_offset: Offset(item.u64()?),
+                    from_index: EntryIndex(item.number()?),
+                    end_index: EntryIndex(item.number()?),
+                    from_offset: Offset(item.number()?),
+                    end_offset: Offset(item.number()?),
                 })
             })?,
         })
@@ -353,15 +353,15 @@ impl ManifestSegment {
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
         let segment = Self {
-            file: reader.u32()?,
+            file: reader.file()?,
             sealed: reader.u32()? & 1 != 0,
-            seq: reader.u64()?,
-            salt: reader.u64()?,
-            base_index: EntryIndex(reader.u64()?),
-            base_offset: Offset(reader.u64()?),
-            end_index: EntryIndex(reader.u64()?),
-            end_offset: Offset(reader.u64()?),
-            end_position: reader.u64()?,
+            seq: reader.number()?,
+            salt: reader.number()?,
+            base_index: EntryIndex(reader.number()?),
+            base_offset: Offset(reader.number()?),
+            end_index: EntryIndex(reader.number()?),
+            end_offset: Offset(reader.number()?),
+            end_position: reader.number()?,
             last_time: TimestampMs(reader.u64()?),
             base_chain_crc: reader.u32()?,
         };
@@ -372,6 +372,7 @@ impl ManifestSegment {
 
 #[cfg(test)]
 mod tests {
+    use super::super::codec::NUMBERS_END;
     use super::*;
 
     fn manifest() -> Manifest {
@@ -433,6 +434,22 @@ mod tests {
         bytes.extend_from_slice(&[9; 100]);
         assert_eq!(Manifest::decode(&bytes), Ok(manifest()));
         assert_eq!(Manifest::decode(&Manifest::default().encode()), Ok(Manifest::default()));
+    }
+
+    #[test]
+    fn manifest_rejects_numbers_that_recovery_could_not_count_on_from() {
+        let with = |change: fn(&mut Manifest)| {
+            let mut manifest = manifest();
+            change(&mut manifest);
+            Manifest::decode(&manifest.encode()).map(|_| ())
+        };
+        let number = Err(FormatError::Field("number too large"));
+        assert_eq!(with(|manifest| manifest.next_salt = NUMBERS_END - 1), Ok(()));
+        assert_eq!(with(|manifest| manifest.next_salt = NUMBERS_END), number);
+        assert_eq!(with(|manifest| manifest.next_incarnation = u64::MAX), number);
+        assert_eq!(with(|manifest| manifest.logs[0].end.1 = Offset(u64::MAX)), number);
+        let file = Err(FormatError::Field("file number too large"));
+        assert_eq!(with(|manifest| manifest.logs[0].segments[0].file = u32::MAX), file);
     }
 
     #[test]

@@ -104,11 +104,11 @@ impl SegmentHeader {
             file,
             chain_crc,
             key: LogKey { topic, partition },
-            incarnation: reader.u64()?,
-            seq: reader.u64()?,
-            salt: reader.u64()?,
-            base_index: EntryIndex(reader.u64()?),
-            base_offset: Offset(reader.u64()?),
+            incarnation: reader.number()?,
+            seq: reader.number()?,
+            salt: reader.number()?,
+            base_index: EntryIndex(reader.number()?),
+            base_offset: Offset(reader.number()?),
         })
     }
 }
@@ -186,12 +186,12 @@ impl FrameHeader {
     pub fn decode(sector: &[u8]) -> Result<Self, FormatError> {
         let (_, mut reader) = open_sector(FRAME_HEADER_MAGIC, sector)?;
         let header = Self {
-            salt: reader.u64()?,
-            group: reader.u64()?,
-            durable_group: reader.u64()?,
-            position: reader.u64()?,
-            first_index: EntryIndex(reader.u64()?),
-            base_offset: Offset(reader.u64()?),
+            salt: reader.number()?,
+            group: reader.number()?,
+            durable_group: reader.number()?,
+            position: reader.number()?,
+            first_index: EntryIndex(reader.number()?),
+            base_offset: Offset(reader.number()?),
             count: reader.u32()?,
             body_len: reader.u32()?,
             first_prev: reader.u32()?,
@@ -301,12 +301,12 @@ impl FrameTrailer {
     pub fn decode(sector: &[u8]) -> Result<Self, FormatError> {
         let (_, mut reader) = open_sector(FRAME_TRAILER_MAGIC, sector)?;
         Ok(Self {
-            salt: reader.u64()?,
-            group: reader.u64()?,
-            durable_group: reader.u64()?,
-            position: reader.u64()?,
-            first_index: EntryIndex(reader.u64()?),
-            end_index: EntryIndex(reader.u64()?),
+            salt: reader.number()?,
+            group: reader.number()?,
+            durable_group: reader.number()?,
+            position: reader.number()?,
+            first_index: EntryIndex(reader.number()?),
+            end_index: EntryIndex(reader.number()?),
             body_len: reader.u32()?,
             body_crc: reader.u32()?,
             volatile: reader.u32()? & 1 != 0,
@@ -439,10 +439,10 @@ impl SegmentFooter {
             return Err(FormatError::Crc);
         }
         let marks_len = reader.size()?;
-        let salt = reader.u64()?;
-        let end_index = EntryIndex(reader.u64()?);
-        let end_offset = Offset(reader.u64()?);
-        let end_position = reader.u64()?;
+        let salt = reader.number()?;
+        let end_index = EntryIndex(reader.number()?);
+        let end_offset = Offset(reader.number()?);
+        let end_position = reader.number()?;
         let last_time = TimestampMs(reader.u64()?);
         let epochs = (reader.u32()?, reader.u32()?);
         let holes_len = reader.size()?;
@@ -457,15 +457,15 @@ impl SegmentFooter {
         let mut marks = Vec::with_capacity(marks_len);
         for _ in 0..marks_len {
             marks.push(IndexMark {
-                index: EntryIndex(reader.u64()?),
-                offset: Offset(reader.u64()?),
+                index: EntryIndex(reader.number()?),
+                offset: Offset(reader.number()?),
                 time: TimestampMs(reader.u64()?),
-                position: reader.u64()?,
+                position: reader.number()?,
             });
         }
         let mut holes = Vec::with_capacity(holes_len);
         for _ in 0..holes_len {
-            holes.push(Hole { start: reader.u64()?, end: reader.u64()? });
+            holes.push(Hole { start: reader.number()?, end: reader.number()? });
         }
         Ok(Self { salt, end_index, end_offset, end_position, last_time, epochs, marks, holes })
     }

@@ -56,7 +56,7 @@ impl PackHeader {
             return Err(FormatError::Version(version));
         }
         reader.bytes(6)?;
-        Ok(Self { pack: reader.u32()?, count: reader.u32()?, len: reader.u64()? })
+        Ok(Self { pack: reader.u32()?, count: reader.u32()?, len: reader.number()? })
     }
 }
 
@@ -122,9 +122,9 @@ impl BlobHeader {
         Ok(Self {
             key: LogKey { topic, partition },
             crc: reader.u32()?,
-            incarnation: reader.u64()?,
-            index: EntryIndex(reader.u64()?),
-            len: reader.u64()?,
+            incarnation: reader.number()?,
+            index: EntryIndex(reader.number()?),
+            len: reader.number()?,
         })
     }
 }
