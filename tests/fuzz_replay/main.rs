@@ -22,7 +22,7 @@ use postrider_tests::fuzz::mutate::{Random, mutate};
 use postrider_tests::fuzz::{TARGETS, Target, crc32, pack_directory, small_options};
 
 /// Mutations per target unless the environment says otherwise.
-const MUTATIONS: usize = 4_000;
+const MUTATIONS: usize = 20_000;
 
 fn mutations() -> usize {
     std::env::var("POSTRIDER_FUZZ_MUTATIONS")

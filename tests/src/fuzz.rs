@@ -11,7 +11,9 @@ mod recovery;
 
 use bytes::{Bytes, BytesMut};
 use postrider_protocol::api::Api;
-use postrider_protocol::batch::{Batch, BatchBuilder, BatchError, DecodeLimits, RecordBlock};
+use postrider_protocol::batch::{
+    BATCH_FIELD_BYTES, Batch, BatchBuilder, BatchError, DecodeLimits, RecordBlock,
+};
 use postrider_protocol::entry::{
     ENTRY_HEADER_BYTES, EntryHeader, EntryIter, EntryView, EntryViews, split_entry,
 };
@@ -224,8 +226,24 @@ fn check_batch(batch: &Batch) {
             fields.record_count as usize,
             "a valid batch has all its records"
         );
+        if fields.compression == Compression::None {
+            let lengths = lengths_fill(&batch.body[BATCH_FIELD_BYTES..], fields.record_count);
+            assert!(lengths, "no byte is left over");
+        }
         check_rebuilt(&block, &records);
     }
+}
+
+/// Whether that many records, by their lengths alone, are all the bytes.
+fn lengths_fill(mut rest: &[u8], count: u32) -> bool {
+    for _ in 0..count {
+        let Some(end) = rest.iter().position(|byte| *byte < 0x80) else { return false };
+        let (varint, after) = rest.split_at(end + 1);
+        let bits = varint.iter().rev().fold(0, |bits, byte| bits << 7 | usize::from(byte & 0x7f));
+        let Some(next) = after.get(bits / 2..) else { return false };
+        rest = next;
+    }
+    rest.is_empty()
 }
 
 fn walk(block: &RecordBlock) -> Result<Vec<Record>, BatchError> {
