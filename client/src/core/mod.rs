@@ -718,7 +718,7 @@ impl Engine {
             return Poll::Ready(None);
         };
         let next = subscription.poll_next(cx);
-        self.attention |= next.is_ready() && subscription.owes_credit();
+        self.attention |= subscription.owes_credit();
         next
     }
 

@@ -194,6 +194,8 @@ struct Position {
 
 #[derive(Debug, Default)]
 struct Acks {
+    /// Everything below is acknowledged, as far as this attachment and the ones before it know.
+    confirmed: Option<Offset>,
     /// The highest offset asked for and not yet sent.
     wanted: Option<Offset>,
     sent: Option<Offset>,
@@ -527,11 +529,21 @@ impl Subscription {
     }
 
     pub(crate) fn take_next(&mut self) -> Option<Incoming> {
-        let incoming = self.queue.pop_front()?;
-        if let Incoming::Run(run) = &incoming {
-            self.give_back(run.amount());
+        while let Some(mut incoming) = self.queue.pop_front() {
+            if let Incoming::Run(run) = &mut incoming {
+                self.give_back(run.amount());
+                // After a reconnect the broker delivers from where it stood then. An ack that was on
+                // its way may be confirmed since, and a confirmed ack is never delivered again.
+                let acks = self.positions.get(&run.partition).map(|position| &position.acks);
+                let confirmed = acks.and_then(|acks| acks.confirmed).unwrap_or_default();
+                if run.end <= confirmed {
+                    continue;
+                }
+                run.first = run.first.max(confirmed);
+            }
+            return Some(incoming);
         }
-        Some(incoming)
+        None
     }
 
     fn give_back(&mut self, amount: Amount) {
@@ -605,7 +617,10 @@ impl Subscription {
         }
         self.acks_wanted = true;
         match reply {
-            Ok(()) => position.acks.settle(sent, &Ok(()), wakes),
+            Ok(()) => {
+                position.acks.confirmed = position.acks.confirmed.max(Some(sent));
+                position.acks.settle(sent, &Ok(()), wakes);
+            }
             Err(error) if error.code.retry() != Retry::Never => {
                 position.acks.wanted = position.acks.wanted.max(Some(sent));
             }
@@ -625,6 +640,7 @@ impl Acks {
     fn fail(&mut self, failure: &AckFailure, wakes: &mut Wakes) {
         self.wanted = None;
         self.sent = None;
+        self.confirmed = None;
         self.settle(Offset(u64::MAX), &Err(failure.clone()), wakes);
     }
 }

@@ -278,7 +278,12 @@ impl Reader {
                 let sought = durable.doubtful || self.seek.is_some();
                 (if sought { 0 } else { acked.floor }, next.max(acked.asked))
             }
-            _ => (next, next),
+            // What waits is cut where an ack was confirmed after it was delivered again.
+            Some(durable) => {
+                let acked = durable.acked.get(&partition).copied().unwrap_or_default();
+                (next, next.max(acked.asked))
+            }
+            None => (next, next),
         };
         if from > high || from < low {
             oracle.violate(format!(
