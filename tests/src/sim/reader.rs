@@ -398,7 +398,8 @@ impl Reader {
         let highest = self.next.values().copied().min().unwrap_or(0);
         let to = to.min(highest);
         durable.forget_confirmed();
-        for acked in durable.acked.values_mut() {
+        for partition in self.next.keys() {
+            let acked = durable.acked.entry(*partition).or_default();
             acked.asked = acked.asked.max(to);
         }
         let seek = Seek {
