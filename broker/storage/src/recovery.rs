@@ -1,6 +1,6 @@
 //! Recovery: from whatever a crash left to a state that may be served.
 //!
-//! Owns the rules 14-22 of `docs/STORAGE.md` ("Recovery"): which manifest counts, which groups and
+//! Owns the rules 9-17 of `docs/STORAGE.md` ("Recovery"): which manifest counts, which groups and
 //! frames stand, what is torn and what is damaged, and the one Recovery group that settles it. Never
 //! appends for anybody, never serves, never believes what only a page cache shows. Driven by
 //! `Store::open`; the read-only part by `check` too.

@@ -1,6 +1,6 @@
 //! Carrying the outcome of replay out.
 //!
-//! Owns the writes of recovery and their order (rules 20 and 21): one Recovery group into a file that no
+//! Owns the writes of recovery and their order (rules 14 and 15): one Recovery group into a file that no
 //! manifest needs, synced; then every live Inline to its segment, without comparing; then the state for
 //! the store. Never reuses a segment file, never reads back what it wrote.
 //!
@@ -9,6 +9,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{ErrorKind, IoSlice};
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -46,7 +47,7 @@ pub(crate) fn conclude(
         slot_generations: slots.generations(),
         slot_packs: slots.packs(),
         checkpoint_group: manifest.checkpoint_group,
-        next_pack: packs.last().map_or(0, |pack| pack + 1),
+        next_pack: packs.last().map_or(0, |pack| pack.saturating_add(1)),
         doubtful: manifest.doubtful,
         ..RecoveredState::default()
     };
@@ -57,13 +58,16 @@ pub(crate) fn conclude(
     let Some(mut outcome) = outcome else {
         let in_manifest = manifest.logs.iter().flat_map(|log| &log.segments);
         let named = in_manifest.map(|segment| segment.file).max();
-        state.journal.next_group = manifest.checkpoint_group.max(manifest.durable_group) + 1;
+        state.journal.next_group =
+            manifest.checkpoint_group.max(manifest.durable_group).saturating_add(1);
         state.journal.durable_group = manifest.durable_group;
         state.journal.last_crc = manifest.last_journal_crc;
-        state.journal.next_generation = journal.generation_max.max(manifest.oldest_generation) + 1;
-        state.next_incarnation = manifest.next_incarnation.max(segments.incarnation_max + 1);
-        state.next_salt = manifest.next_salt.max(segments.salt_max + 1);
-        state.next_segment_file = named.max(files.last()).map_or(0, |file| file + 1);
+        state.journal.next_generation =
+            journal.generation_max.max(manifest.oldest_generation).saturating_add(1);
+        state.next_incarnation =
+            manifest.next_incarnation.max(segments.incarnation_max.saturating_add(1));
+        state.next_salt = manifest.next_salt.max(segments.salt_max.saturating_add(1));
+        state.next_segment_file = named.max(files.last()).map_or(0, |file| file.saturating_add(1));
         let mut logs: Vec<LogState> = manifest.logs.iter().map(LogState::from_manifest).collect();
         for log in &mut logs {
             super::replay::lose_missing(log, &segments);
@@ -71,15 +75,15 @@ pub(crate) fn conclude(
         hand_over(&mut state, logs, &files);
         return Ok(state);
     };
-    state.next_incarnation = outcome.incarnation_max + COUNTER_JUMP;
-    state.next_salt = outcome.salt_max + COUNTER_JUMP;
-    state.next_segment_file = outcome.file_max.map_or(0, |file| file + 1);
+    state.next_incarnation = outcome.incarnation_max.saturating_add(COUNTER_JUMP);
+    state.next_salt = outcome.salt_max.saturating_add(COUNTER_JUMP);
+    state.next_segment_file = outcome.file_max.map_or(0, |file| file.saturating_add(1));
     state.doubtful = outcome.doubtful;
     state.report.groups = outcome.groups;
     state.report.entries = outcome.entries;
     state.report.torn = outcome.torn;
     state.journal.next_generation =
-        journal.generation_max.max(manifest.oldest_generation) + COUNTER_JUMP;
+        journal.generation_max.max(manifest.oldest_generation).saturating_add(COUNTER_JUMP);
     let moves = plan_moves(disk, options, &outcome, &mut state)?;
     let (count, body) = recovery_records(&outcome, &moves);
     write_group(disk, options, &outcome, count, &body, &mut state)?;
@@ -105,7 +109,7 @@ fn journal_state(files: &[SurveyedFile], keep: u64) -> RecoveredJournal {
             }
             _ => state.free.push(FreeFile { file, len }),
         }
-        state.next_file = state.next_file.max(file + 1);
+        state.next_file = state.next_file.max(file.saturating_add(1));
     }
     state
 }
@@ -133,15 +137,15 @@ fn plan_moves(
         let roll = Roll {
             key: log.key,
             incarnation: log.incarnation,
-            seq: log.last_seq + 1,
+            seq: log.last_seq.saturating_add(1),
             file: state.next_segment_file,
             salt: state.next_salt,
             base_index: above.proven_end.0,
             base_offset: above.proven_end.1,
             chain_crc: above.proven_crc,
         };
-        state.next_segment_file += 1;
-        state.next_salt += 1;
+        state.next_segment_file = state.next_segment_file.saturating_add(1);
+        state.next_salt = state.next_salt.saturating_add(1);
         let mut position = ENTRIES_START;
         let mut runs = Vec::new();
         for survivor in &above.survivors {
@@ -244,7 +248,7 @@ fn recovery_records(outcome: &Outcome, moves: &BTreeMap<LogKey, Move>) -> (u32, 
 fn group_header(outcome: &Outcome, generation: u64, count: u32, body: &[u8]) -> GroupHeader {
     GroupHeader {
         generation,
-        group: outcome.group_max + COUNTER_JUMP,
+        group: outcome.group_max.saturating_add(COUNTER_JUMP),
         durable_group: outcome.durable,
         position: 0,
         count,
@@ -276,7 +280,7 @@ fn write_group(
             (FreeFile { file: journal.next_file, len }, OpenMode::Create)
         }
     };
-    journal.next_file = journal.next_file.max(free.file + 1);
+    journal.next_file = journal.next_file.max(free.file.saturating_add(1));
     let path = names::journal(free.file);
     let doing = || format!("writing the recovery group to {path}");
     let file = disk.open(&path, mode).map_err(io_error(doing()))?;
@@ -391,6 +395,9 @@ fn write_segments(
             let sector = header.encode();
             file.write_at(0, &[IoSlice::new(&sector)]).map_err(io_error(doing()))?;
         }
+        for scrub in log.scrubs.iter().filter(|scrub| scrub.file == at.file) {
+            write_zeros(&*file, scrub.range.clone()).map_err(io_error(doing()))?;
+        }
         let inlines = log.inlines.iter().filter(|write| write.file == at.file);
         let inlines = inlines.map(|InlineWrite { position, bytes, .. }| (*position, bytes));
         write_runs(&*file, inlines).map_err(io_error(doing()))?;
@@ -444,6 +451,18 @@ fn write_runs<'a>(
         return Ok(());
     }
     file.write_at(start, &parts)
+}
+
+fn write_zeros(file: &dyn DiskFile, range: Range<u64>) -> std::io::Result<()> {
+    let zeros = [0; 16 * SECTOR];
+    let mut position = range.start;
+    while position < range.end {
+        let left = usize::try_from(range.end - position).unwrap_or(usize::MAX);
+        let part = &zeros[..zeros.len().min(left)];
+        file.write_at(position, &[IoSlice::new(part)])?;
+        position += part.len() as u64;
+    }
+    Ok(())
 }
 
 /// Writes a frame's bytes over themselves: equal cached bytes may be clean and lost.

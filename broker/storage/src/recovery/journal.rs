@@ -1,7 +1,7 @@
 //! Reading the journal: which groups stand, which are damaged, which are missing.
 //!
-//! Owns the walk over the journal files (rule 16), the chain between groups and which groups a
-//! Recovery group has voided (rule 17). Never decides what damage means: that depends on D, which
+//! Owns the walk over the journal files (rule 10), the chain between groups and which groups a
+//! Recovery group has voided (rule 11). Never decides what damage means: that depends on D, which
 //! frames in segments know too.
 
 use bytes::Bytes;
@@ -273,7 +273,7 @@ fn scan_file(
     while let Some(sector) = window.get(position, SECTOR)? {
         if let Ok((header, crc)) = GroupHeader::decode(sector)
             && header.position == position
-            && header.end() > position
+            && is_sane(header.group, header.durable_group)
         {
             let body = read_body(window, header.body_start(), header.body_len, header.body_crc)?;
             let trailer = window.get(header.trailer_position(), SECTOR)?;
@@ -286,6 +286,7 @@ fn scan_file(
         }
         if let Ok(trailer) = GroupTrailer::decode(sector)
             && trailer.position >= end_of_last
+            && is_sane(trailer.group, trailer.durable_group)
             && ends_at(&trailer, position)
         {
             // The header before it is damaged; the trailer says the same about the records.
@@ -297,6 +298,11 @@ fn scan_file(
         position += SECTOR_U64;
     }
     Ok(groups)
+}
+
+/// Whether a group may have such numbers: d is below g, and no count ever comes near the limit.
+pub(crate) fn is_sane(group: u64, durable: u64) -> bool {
+    durable < group && group < 1 << 62
 }
 
 /// Whether a trailer at `position` belongs to a group that begins where it says.

@@ -3,6 +3,8 @@
 //! Owns what a log is after the groups so far: proven entries in their segments, unproven survivors
 //! apart from them. Never reads or writes files. Driven by `replay`; `conclude` carries it out.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use postrider_protocol::entry::EntryView;
 use postrider_protocol::types::{Durability, EntryIndex, Offset, TimestampMs};
@@ -51,6 +53,14 @@ impl FramePlace {
         let Frame { file, position, end, body_len, body_crc, .. } = *frame;
         Self { file, position, end, body_len, body_crc }
     }
+}
+
+/// Bytes between entries that nothing vouches for: what should be there is lost, and what is there may be
+/// of an earlier use of the file. Zeros keep a walk from taking it for entries.
+#[derive(Clone, Debug)]
+pub(crate) struct Scrub {
+    pub(crate) file: u32,
+    pub(crate) range: Range<u64>,
 }
 
 /// Where the bytes of a survivor are.
@@ -103,6 +113,7 @@ pub(crate) struct LogState {
     pub(crate) closed: bool,
     pub(crate) inlines: Vec<InlineWrite>,
     pub(crate) rewrites: Vec<FramePlace>,
+    pub(crate) scrubs: Vec<Scrub>,
     /// A segment whose next position was used by a volatile write that is lost.
     pub(crate) spoiled: Option<u64>,
     /// A trim above D: start and release index.
@@ -133,6 +144,7 @@ impl LogState {
             closed: false,
             inlines: Vec::new(),
             rewrites: Vec::new(),
+            scrubs: Vec::new(),
             spoiled: None,
             trim_above: None,
             reserve_above: false,
@@ -227,10 +239,21 @@ impl LogState {
         self.last_group = group;
     }
 
-    /// A run in its segment: the file, or none when that segment is not live.
-    fn place(&mut self, group: u64, seq: u64, span: &Span, end_position: u64) -> Option<u32> {
+    /// A run that begins at `position` of its segment: the file, or none when that segment is not live.
+    fn place(
+        &mut self,
+        group: u64,
+        seq: u64,
+        span: &Span,
+        position: u64,
+        end_position: u64,
+    ) -> Option<u32> {
         let segment = self.segments.iter_mut().rev().find(|segment| segment.at.seq == seq)?;
         segment.dirty = true;
+        if span.first_index > self.end.0 && position > segment.at.end_position {
+            let (file, from) = (segment.at.file, segment.at.end_position);
+            self.scrubs.push(Scrub { file, range: from..position });
+        }
         segment.at.end_index = span.end_index;
         segment.at.end_offset = span.end_offset;
         segment.at.end_position = segment.at.end_position.max(end_position);
@@ -250,7 +273,7 @@ impl LogState {
         bytes: &Bytes,
     ) -> bool {
         let end = position.saturating_add(bytes.len() as u64);
-        let Some(file) = self.place(group, seq, span, end) else { return false };
+        let Some(file) = self.place(group, seq, span, position, end) else { return false };
         self.inlines.push(InlineWrite { file, position, bytes: bytes.clone() });
         true
     }
@@ -264,7 +287,7 @@ impl LogState {
         if !live || self.above.is_some() {
             return false;
         }
-        self.place(frame.group, seq, span, frame.end);
+        self.place(frame.group, seq, span, frame.position, frame.end);
         self.rewrites.push(FramePlace::of(frame));
         true
     }
@@ -277,12 +300,12 @@ impl LogState {
         }
         match &frame.content {
             Content::Whole { span, .. } => {
-                self.place(frame.group, seq, span, frame.end);
+                self.place(frame.group, seq, span, frame.position, frame.end);
             }
             Content::Damaged(spans) => {
                 for span in spans {
                     if span.first_index >= self.end.0 {
-                        self.place(frame.group, seq, span, frame.end);
+                        self.place(frame.group, seq, span, frame.position, frame.end);
                     }
                 }
                 self.lost_upto = self.lost_upto.max(frame.end_index);
@@ -377,7 +400,8 @@ impl LogState {
 
     /// A damage that an earlier recovery found; it may move the end.
     pub(crate) fn damage(&mut self, damage: Damage) {
-        let from = (damage.from_index, damage.from_offset);
+        // Entries that stood before it then and are missing now (no sync covered them) are lost with it.
+        let from = (damage.from_index, damage.from_offset).min(self.end);
         let end = (damage.end_index, damage.end_offset);
         self.add_damage(from, end);
         if end.0 > self.end.0 {
@@ -408,6 +432,7 @@ impl LogState {
         }
         self.inlines.retain(|write| write.file != lost.file);
         self.rewrites.retain(|place| place.file != lost.file);
+        self.scrubs.retain(|scrub| scrub.file != lost.file);
     }
 
     /// Adds a lost range, merged with those it touches.

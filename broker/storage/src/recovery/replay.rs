@@ -1,6 +1,6 @@
 //! Replay: from groups and frames to the state of every log.
 //!
-//! Owns D and what follows from it (rules 17-19): what is proven stays where it is, what is damaged
+//! Owns D and what follows from it (rules 11-13): what is proven stays where it is, what is damaged
 //! below D is reported and kept, what stands above D moves, and the rest is cut. Pure: reads no files,
 //! changes nothing on the disk. `conclude` carries the outcome out.
 
@@ -12,7 +12,7 @@ use postrider_protocol::types::Offset;
 use super::LOST_TAIL;
 use super::journal::{Group, JournalScan};
 use super::log_state::{FramePlace, LogState, Source, Survivor};
-use super::segments::{Content, Frame, SegmentId, SegmentScan, Span};
+use super::segments::{Content, Frame, POSITION_MAX, SegmentId, SegmentScan, Span};
 use crate::LogKey;
 use crate::error::OpenError;
 use crate::format::journal::{Damage, Inline, Record, Roll};
@@ -505,7 +505,8 @@ fn inline_run(group: &Group, inline: &Inline<'_>) -> Result<InlineRun, OpenError
     };
     let span = Span::read(inline.entries).ok_or_else(damaged)?;
     let count = span.end_index.0 - span.first_index.0;
-    if span.first_index != inline.first_index || count != u64::from(inline.count) {
+    let placed = inline.position <= POSITION_MAX;
+    if !placed || span.first_index != inline.first_index || count != u64::from(inline.count) {
         return Err(damaged());
     }
     let bytes = group.body().map(|body| body.slice_ref(inline.entries)).unwrap_or_default();

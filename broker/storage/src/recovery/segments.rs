@@ -1,7 +1,7 @@
 //! Reading segment files: whose they are, and the frames behind the checkpoint.
 //!
-//! Owns the enumeration of segment files and the search for frames (rule 16). Bytes outside frames are
-//! never looked at past the checkpoint (rule 18). Never decides which frames stand.
+//! Owns the enumeration of segment files and the search for frames (rule 10). Bytes outside frames are
+//! never looked at past the checkpoint (rule 12). Never decides which frames stand.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
@@ -11,7 +11,7 @@ use postrider_protocol::entry::{EntryHeader, EntryView};
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
 use super::directory;
-use super::journal::JournalScan;
+use super::journal::{JournalScan, is_sane};
 use super::read::{Window, scan_window};
 use crate::LogKey;
 use crate::disk::Disk;
@@ -21,6 +21,9 @@ use crate::format::manifest::Manifest;
 use crate::format::segment::{ENTRIES_START, FrameHeader, FrameTrailer, SegmentHeader};
 use crate::format::{SECTOR, SECTOR_U64, names, sector_ceil};
 use crate::options::StoreOptions;
+
+/// Beyond every position in any file: larger ones are no positions.
+pub(crate) const POSITION_MAX: u64 = 1 << 48;
 
 /// Names a segment of a log.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -217,7 +220,7 @@ pub(crate) fn scan(
     for log in &manifest.logs {
         for segment in log.segments.iter().filter(|segment| !segment.sealed) {
             let id = SegmentId { key: log.key, incarnation: log.incarnation, seq: segment.seq };
-            let start = segment.end_position;
+            let start = segment.end_position.min(POSITION_MAX);
             let target = Target { segment: id, file: segment.file, salt: segment.salt, start };
             targets.insert(segment.file, target);
         }
@@ -285,7 +288,7 @@ fn journaled(journal: &JournalScan) -> Result<(Vec<Roll>, HashMap<SegmentId, Ran
         for record in group.records()? {
             match record {
                 Record::Roll(roll) => rolls.push(roll),
-                Record::Inline(inline) => {
+                Record::Inline(inline) if inline.position <= POSITION_MAX => {
                     let (key, incarnation, seq) = (inline.key, inline.incarnation, inline.seq);
                     let end = inline.position.saturating_add(inline.entries.len() as u64);
                     let id = SegmentId { key, incarnation, seq };
@@ -378,7 +381,10 @@ fn release(frames: &mut [Frame], durable: u64) {
 
 fn frame_at(sector: &[u8], target: &Target, position: u64) -> Option<FrameHeader> {
     let header = FrameHeader::decode(sector).ok()?;
-    let fits = header.salt == target.salt && header.position == position;
+    let fits = header.salt == target.salt
+        && header.position == position
+        && is_sane(header.group, header.durable_group)
+        && header.first_index.0.checked_add(u64::from(header.count)).is_some();
     fits.then_some(header)
 }
 
@@ -393,6 +399,7 @@ fn trailer_at(
     let body_start = trailer.position.saturating_add(SECTOR_U64);
     let fits = trailer.salt == target.salt
         && trailer.position >= end_of_last
+        && is_sane(trailer.group, trailer.durable_group)
         && trailer.first_index < trailer.end_index
         && sector_ceil(body_start.saturating_add(u64::from(trailer.body_len))) == position;
     fits.then_some(trailer)

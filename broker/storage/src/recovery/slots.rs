@@ -1,7 +1,7 @@
 //! The three manifest slots.
 //!
 //! Owns reading them, choosing the newest, setting up an empty directory and making the chosen one
-//! durable (rule 15). Never interprets what a manifest says about logs.
+//! durable (rule 9). Never interprets what a manifest says about logs.
 
 use std::io::{ErrorKind, IoSlice};
 
