@@ -11,11 +11,10 @@
 //! Hence a run of messages between two holes is contiguous, begins with a mark, and can be cut at any
 //! mark inside it without looking at a header.
 
-use postrider_protocol::entry::{EntryHeader, EntryKind};
+use postrider_protocol::entry::{ENTRY_ALIGN_BYTES, EntryHeader, EntryKind};
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
 use crate::format::segment::{ENTRIES_START, Hole, IndexMark};
-use crate::format::{SECTOR, sector_ceil};
 
 /// Distance of marks in bytes: how far a reader walks headers at most, but for one larger entry.
 pub(crate) const MARK_BYTES: u64 = 16 << 10;
@@ -162,14 +161,14 @@ pub(crate) enum Found {
 }
 
 /// Looks for the entry `expected` or a later one at `position` of `bytes` (which begin at `start` in
-/// the file). Frame sectors and padding are stepped over sector by sector; they are never taken for
-/// entries, because only written ranges are walked and padding is written as zeros.
+/// the file). What is no entry (frame sectors, padding, damage) is stepped over by 8 bytes, the alignment
+/// of entries: behind a damaged header the next entry may begin anywhere.
 pub(crate) fn find_entry(bytes: &[u8], start: u64, position: u64, expected: EntryIndex) -> Found {
     let at = usize::try_from(position - start).unwrap_or(usize::MAX);
     let header = bytes.get(at..).and_then(|rest| EntryHeader::decode(rest).ok());
     match header {
         Some(header) if header.index >= expected => Found::Entry(EntryPlace::of(&header, position)),
-        _ => Found::Gap(sector_ceil(position + 1)),
+        _ => Found::Gap(position + ENTRY_ALIGN_BYTES as u64),
     }
 }
 
@@ -194,5 +193,3 @@ pub(crate) fn walk(bytes: &[u8], start: u64, first: EntryIndex) -> SegmentIndex 
     }
     index
 }
-
-const _: () = assert!(SECTOR.is_multiple_of(8));

@@ -22,7 +22,7 @@ use crate::format::journal::Damage;
 use crate::format::manifest::SnapshotRef;
 use crate::format::names::MANIFEST_SLOTS;
 use crate::recovered::RecoveredLog;
-use crate::sync::{AtomicU8, Mutex, Ordering};
+use crate::sync::{AtomicU8, AtomicU64, Mutex, Ordering};
 
 /// Is told that a log's ready end moved. Called on the I/O thread: it must not block.
 pub trait LogWatcher: Send + Sync {
@@ -145,6 +145,9 @@ pub(crate) struct LogInner {
     pub(crate) ready: Cursor,
     /// Moved by the I/O thread and, for classes without a sync, by checkpoints; under the writer's lock.
     pub(crate) durable: Cursor,
+    /// One past the last entry in a frame that no group's sync covers (classes without a sync only).
+    /// Moved by the I/O thread.
+    pub(crate) framed: AtomicU64,
     /// Moved under the body's lock.
     pub(crate) start: Cursor,
     pub(crate) watcher: Mutex<Option<Arc<dyn LogWatcher>>>,
@@ -245,6 +248,12 @@ impl LogInner {
         };
         let inner = Self::with(log.key, log.incarnation, log.class, tail, body, log.end, shared);
         inner.start.store(log.start);
+        let unsynced = log.segments.iter().any(|segment| segment.dirty);
+        if log.class != Durability::Fsync && unsynced {
+            // Frames that recovery wrote again wait for the first checkpoint.
+            inner.durable.store(log.start);
+            inner.framed.store(log.end.0.0, Ordering::Relaxed);
+        }
         inner
     }
 
@@ -265,6 +274,7 @@ impl LogInner {
             body: Mutex::new(body),
             ready: Cursor::new(end),
             durable: Cursor::new(end),
+            framed: AtomicU64::new(0),
             start: Cursor::new((EntryIndex(0), Offset(0))),
             watcher: Mutex::new(None),
             shared,

@@ -3,7 +3,7 @@
 //! Owns the manifest slots, the packs and the page cache window. Takes the writer's lock only to copy
 //! what a checkpoint must know and to hand back what it freed, so that groups go on while it syncs.
 //!
-//! A checkpoint (rules 11, 12, 14): copy the state between two groups; write footers of sealed segments;
+//! A checkpoint (rules 7 and 8): copy the state between two groups; write footers of sealed segments;
 //! sync the dirty segments and their directory; write the manifest to the next slot; sync it. Only then is
 //! anything freed: journal files older than every slot needs, packs that no slot names, segments below
 //! what the snapshots of every slot need.

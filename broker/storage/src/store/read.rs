@@ -175,6 +175,9 @@ impl Log {
                 other => other?,
             }
             if next == before {
+                if !entries.is_empty() {
+                    break;
+                }
                 return Err(ReadError::Io(format!("entry {next} cannot be found")));
             }
         }

@@ -8,7 +8,7 @@
 //!      -> sync journal, direct segments, directories -> ready, durable -> watchers -> observer
 //! ```
 //! Nothing is written before room for all of it is found. From the first write on, an error ends the
-//! store (rule 10): what was accepted is then never reported as ready.
+//! store (rule 5): what was accepted is then never reported as ready.
 
 use std::collections::VecDeque;
 use std::io;
@@ -388,7 +388,12 @@ impl Writer {
 
     fn report(&mut self, shared: &Shared, group: &Group) {
         for log in &group.logs {
-            if !log.volatile || (group.must_sync && !log.direct) {
+            if log.volatile && log.direct {
+                log.log.framed.store(log.end.0.0, Ordering::Relaxed);
+            }
+            // Behind a frame that only a checkpoint syncs, a synced journal proves nothing.
+            let framed = log.log.framed.load(Ordering::Relaxed);
+            if !log.volatile || (group.must_sync && log.log.durable.load().0.0 >= framed) {
                 log.log.durable.store(log.end);
             }
             if !log.early {
@@ -407,7 +412,7 @@ impl Writer {
         tell_observer(shared);
     }
 
-    /// Hands the files over that a record of the synced group released (rule 13).
+    /// Hands the files over that a record of the synced group released (rule 8).
     fn release(&mut self, shared: &Shared, release: &Release) {
         let mut body = release.log.body.lock();
         let count = release.segments.min(body.segments.len());
