@@ -120,6 +120,10 @@ pub(crate) struct LogState {
     pub(crate) trim_above: Option<(End, EntryIndex)>,
     /// A reservation above D.
     pub(crate) reserve_above: bool,
+    /// Something that is not lost says which class this is.
+    pub(crate) class_known: bool,
+    /// Group of the last reservation.
+    pub(crate) reserve_group: u64,
     pub(crate) above: Option<Above>,
 }
 
@@ -148,6 +152,8 @@ impl LogState {
             spoiled: None,
             trim_above: None,
             reserve_above: false,
+            class_known: false,
+            reserve_group: 0,
             above: None,
         }
     }
@@ -157,6 +163,7 @@ impl LogState {
         let segment = |at: &ManifestSegment| Segment { at: *at, dirty: false, rolled: false };
         Self {
             class: log.class,
+            class_known: true,
             start: log.start,
             end: log.end,
             reserved: log.reserved,
@@ -174,6 +181,13 @@ impl LogState {
     /// Whether the class demands no sync.
     pub(crate) fn is_volatile(&self) -> bool {
         self.class != Durability::Fsync
+    }
+
+    /// Whether a reservation of this log may be in a group before `lost_before`, which is lost: then
+    /// nobody knows which numbers may have been used.
+    pub(crate) fn may_lack_reservation(&self, lost_before: u64) -> bool {
+        let reserves = self.is_volatile() || !self.class_known;
+        reserves && self.reserve_group < lost_before
     }
 
     /// A new segment that is proven.

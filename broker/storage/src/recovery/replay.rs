@@ -236,6 +236,8 @@ impl<'a> Replay<'a> {
                 Record::Reserve { key, incarnation, class, end_index, end_offset } => {
                     let Some(log) = self.log(key, incarnation) else { continue };
                     log.class = class;
+                    log.class_known = true;
+                    log.reserve_group = group.number;
                     let reserved = log.reserved;
                     log.reserved = (reserved.0.max(end_index), reserved.1.max(end_offset));
                     log.reserve_above |= !proven;
@@ -353,6 +355,8 @@ impl<'a> Replay<'a> {
         let rotten = self.lost_before > 0;
         let segment = frame.segment;
         let Some(log) = self.log(segment.key, segment.incarnation) else { return };
+        // A frame that is not volatile is of a class that syncs, which reserves nothing.
+        log.class_known = true;
         if proven && log.above.is_none() {
             let room = match &frame.content {
                 Content::Whole { span, .. } => make_room(log, span, rotten),
@@ -436,7 +440,9 @@ impl<'a> Replay<'a> {
         }
         for log in self.outcome.logs.values_mut() {
             lose_missing(log, segments);
-            let unknown = log.last_group < self.lost_before || log.lost_upto > log.end.0;
+            let unknown = log.last_group < self.lost_before
+                || log.lost_upto > log.end.0
+                || log.may_lack_reservation(self.lost_before);
             if unknown {
                 let index = log.end.0.max(log.lost_upto).0;
                 let to = (index.saturating_add(LOST_TAIL), log.end.1.0.saturating_add(LOST_TAIL));

@@ -408,6 +408,33 @@ fn lost_journal_group_below_d_skips_numbers_that_may_have_been_used() {
 }
 
 #[test]
+fn lost_reservation_skips_numbers_that_may_have_been_used() {
+    let disk = empty(1);
+    let mut journal = HandJournal::new(&disk);
+    let mut log = HandLog::new(1);
+    log.write_header(&disk);
+    let reserve = Record::Reserve {
+        key: key(1),
+        incarnation: 5,
+        class: Durability::Memory,
+        end_index: EntryIndex(1_000),
+        end_offset: Offset(5_000),
+    };
+    journal.group(&disk, 1, 0, &[log.roll(), reserve]);
+    let entries = log.entries(2, 100);
+    journal.group(&disk, 2, 1, &[log.inline(&entries, 2)]);
+    journal.group(&disk, 3, 2, &[Record::Mark]);
+    HandJournal::sync(&disk);
+    disk.flip(&names::journal(0), 512 + 100, 1);
+    let state = open(&disk).unwrap();
+    let found = &state.logs[0];
+    assert_eq!(indexes(&disk, found), [0, 1], "group 2 is whole");
+    assert!(found.end.0 >= EntryIndex(1_000) && found.end.1 >= Offset(5_000), "{:?}", found.end);
+    let [damage] = found.damages[..] else { panic!("{:?}", found.damages) };
+    assert_eq!((damage.from_index, damage.end_index), (EntryIndex(2), found.end.0));
+}
+
+#[test]
 fn every_flipped_byte_leaves_each_entry_readable_or_reported() {
     let (disk, _, mut journal) = three_groups(1);
     journal.group(&disk, 4, 3, &[Record::Mark]);
