@@ -73,7 +73,7 @@ pub fn recover(disk: &Arc<dyn Disk>, options: &StoreOptions) -> Result<Recovered
     };
     directory::prepare(&**disk)?;
     let analysis = analyse(&**disk, options, slots, newest)?;
-    // Rule 15: what was read may be only in the cache. Nothing else is written before it is durable.
+    // Rule 9: what was read may be only in the cache. Nothing else is written before it is durable.
     slots::settle(&**disk, newest, &analysis.manifest)?;
     conclude::conclude(&**disk, options, analysis)
 }
