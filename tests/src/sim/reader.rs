@@ -92,6 +92,8 @@ pub(crate) struct Reader {
     pub(crate) end: BTreeMap<u32, u64>,
     /// Partitions that may go back: the first delivery after a reconnect.
     may_go_back: BTreeSet<u32>,
+    /// Acks that were confirmed since the last seek.
+    settled: BTreeMap<u32, u64>,
     owner_epochs: BTreeMap<u32, u64>,
     acks: Vec<Asked>,
     seek: Option<(u64, Pending<Answer>)>,
@@ -120,6 +122,7 @@ impl Reader {
             first: BTreeMap::new(),
             end: BTreeMap::new(),
             may_go_back: BTreeSet::new(),
+            settled: BTreeMap::new(),
             owner_epochs: BTreeMap::new(),
             acks: Vec::new(),
             seek: None,
@@ -378,6 +381,12 @@ impl Reader {
             if answer.is_ok() && *generation == durable.generation {
                 let acked = durable.acked.entry(*partition).or_default();
                 acked.confirmed = acked.confirmed.max(*up_to);
+                // What is acked need not be delivered again, not even after going back.
+                if let Some(next) = self.settled.get_mut(partition) {
+                    *next = (*next).max(*up_to);
+                } else {
+                    self.settled.insert(*partition, *up_to);
+                }
             }
             false
         });
@@ -397,6 +406,7 @@ impl Reader {
         }
         let highest = self.next.values().copied().min().unwrap_or(0);
         let to = to.min(highest);
+        self.settled.clear();
         durable.forget_confirmed();
         for partition in self.next.keys() {
             let acked = durable.acked.entry(*partition).or_default();
@@ -420,6 +430,7 @@ impl Reader {
         match answer {
             Ok(_) | Err(RequestFailure::Refused(_) | RequestFailure::NotSent) => {
                 // Acks confirmed in between may lie before or behind the move.
+                self.settled.clear();
                 durable.forget_confirmed();
             }
             Err(_) => durable.doubtful = true,
@@ -431,7 +442,9 @@ impl Reader {
     pub(crate) fn has_read(&self, ends: &BTreeMap<u32, u64>) -> bool {
         self.attach.is_none()
             && self.acks.is_empty()
-            && ends.iter().all(|(partition, end)| self.next.get(partition) >= Some(end))
+            && ends.iter().all(|(partition, end)| {
+                self.next.get(partition).max(self.settled.get(partition)) >= Some(end)
+            })
     }
 
     pub(crate) fn describe(&self) -> String {
