@@ -54,7 +54,10 @@ fn main() -> Result<()> {
         for round in 1..=options.rounds {
             say(&format!("{group:?} {round} of {}", options.rounds));
             let dir = tempfile::tempdir_in(&options.dir)?;
-            run(*group, &binary, dir.path(), &mut figures)?;
+            if let Err(error) = run(*group, &binary, dir.path(), &mut figures) {
+                show(&figures.table());
+                return Err(error);
+            }
         }
     }
     show(&figures.table());
