@@ -527,7 +527,6 @@ pub(crate) fn refusal(error: AppendError) -> Refusal {
         AppendError::Dropped => Refusal::Dropped,
         AppendError::Closed => Refusal::Closed,
         AppendError::Poisoned => Refusal::Failed,
-        // Limits on batches lie far below a segment; whoever configures otherwise gets this.
-        AppendError::TooLarge => Refusal::QueueFull,
+        AppendError::TooLarge => Refusal::TooLarge,
     }
 }

@@ -7,7 +7,7 @@
 //! -> partition -> outbox.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use bytes::Bytes;
@@ -34,7 +34,7 @@ pub(crate) struct TopicRules {
     /// The durable subscriptions. Bound: core's limit per topic.
     pub(crate) subscriptions: Mutex<BTreeMap<SubscriptionId, Subscription>>,
     /// The largest message.
-    pub(crate) message_bytes_max: AtomicUsize,
+    pub(crate) message_bytes_max: AtomicU32,
 }
 
 /// See the module.
@@ -110,7 +110,7 @@ impl PartitionHandle {
         self.durability
     }
 
-    pub(crate) fn message_bytes_max(&self) -> usize {
+    pub(crate) fn message_bytes_max(&self) -> u32 {
         self.rules.message_bytes_max.load(Ordering::Relaxed)
     }
 

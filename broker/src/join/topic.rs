@@ -2,7 +2,7 @@
 //! durable subscriptions. Never decides. Driven by the catalog, which changes it, and by sessions.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use postrider_core::metadata;
@@ -52,7 +52,7 @@ impl TopicHandle {
             partitions: RwLock::default(),
             rules: Arc::new(TopicRules {
                 subscriptions: Mutex::new(topic.subscriptions.clone()),
-                message_bytes_max: AtomicUsize::new(message_bytes_max(&topic.config, &hub)),
+                message_bytes_max: AtomicU32::new(message_bytes_max(&topic.config, &hub)),
             }),
             deleted: AtomicBool::new(false),
             found,
@@ -175,8 +175,7 @@ impl TopicHandle {
     }
 }
 
-fn message_bytes_max(config: &TopicConfig, hub: &Hub) -> usize {
+fn message_bytes_max(config: &TopicConfig, hub: &Hub) -> u32 {
     let limit = hub.options.limits.message_bytes_max;
-    let bytes = config.message_bytes_max.map_or(limit, |own| own.min(limit));
-    usize::try_from(bytes).unwrap_or(usize::MAX)
+    config.message_bytes_max.map_or(limit, |own| own.min(limit))
 }

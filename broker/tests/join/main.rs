@@ -10,21 +10,27 @@ mod peer;
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use peer::{Peer, publish, start, subscribe};
 use postrider_broker::join::{Broker, BrokerOptions};
-use postrider_protocol::error::ErrorCode;
+use postrider_protocol::batch::BatchBuilder;
+use postrider_protocol::error::{ErrorCode, Retry};
 use postrider_protocol::message::*;
 use postrider_protocol::types::*;
 use postrider_storage::disk_sim::CrashKind;
 use postrider_storage::{Disk, OsDisk, SimDisk};
 
 fn open(disk: Arc<dyn Disk>) -> Broker {
+    open_with(disk, BrokerOptions::default())
+}
+
+fn open_with(disk: Arc<dyn Disk>, options: BrokerOptions) -> Broker {
     let mut seed = 7;
     let mut random = move || {
         seed += 1;
         seed
     };
-    Broker::open(disk, BrokerOptions::default(), start(), &mut random).unwrap()
+    Broker::open(disk, options, start(), &mut random).unwrap()
 }
 
 fn open_sim(disk: &SimDisk) -> Broker {
@@ -199,4 +205,43 @@ fn a_publish_that_a_full_disk_refuses_is_in_flight_no_more() {
     peer.send_event(&publish(topic, epoch, ProducerId::NONE, 3, &["x"]));
     peer.settle();
     assert_eq!(offsets(&peer.confirms()[0].outcome), 0);
+}
+
+fn refused_with(peer: &mut Peer) -> ErrorCode {
+    peer.settle();
+    match &peer.confirms()[0].outcome {
+        Outcome::Rejected { error } => error.code,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn the_limit_on_messages_counts_headers() {
+    let limits = Limits { message_bytes_max: 1_000, ..Limits::default() };
+    let options = BrokerOptions { limits, ..BrokerOptions::default() };
+    let broker = open_with(Arc::new(SimDisk::new(1)), options);
+    let mut peer = Peer::new(&broker);
+    let topic = peer.create_topic("orders", 1);
+    let epoch = peer.leader_epoch("orders");
+    let mut builder = BatchBuilder::new(Compression::None, 4_096);
+    let headers = [(Bytes::from_static(b"note"), Some(Bytes::from(vec![7; 2_000])))];
+    builder.push(None, Some(b"small"), &headers, TimestampMs(5)).unwrap();
+    let mut large = publish(topic, epoch, ProducerId::NONE, 0, &["x"]);
+    large.batch = builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(0));
+    peer.send_event(&large);
+    assert_eq!(refused_with(&mut peer), ErrorCode::BatchTooLarge);
+}
+
+#[test]
+fn a_batch_that_no_segment_holds_is_refused_for_good() {
+    let mut options = BrokerOptions::default();
+    options.store.segment_bytes_max = 64 << 10;
+    let broker = open_with(Arc::new(SimDisk::new(1)), options);
+    let mut peer = Peer::new(&broker);
+    let topic = peer.create_topic("orders", 1);
+    let epoch = peer.leader_epoch("orders");
+    let text = "x".repeat(100 << 10);
+    peer.send_event(&publish(topic, epoch, ProducerId::NONE, 0, &[&text]));
+    let code = refused_with(&mut peer);
+    assert_eq!((code, code.retry()), (ErrorCode::BatchTooLarge, Retry::Never));
 }

@@ -123,6 +123,8 @@ pub enum Refusal {
     Dropped,
     /// The broker is shutting down.
     Closed,
+    /// A segment could not hold the entry: configured limits allow larger batches than segments.
+    TooLarge,
     /// The disk has failed.
     Failed,
 }
@@ -146,6 +148,10 @@ impl Refusal {
             Self::Closed => ErrorBody::new(
                 ErrorCode::ShuttingDown,
                 "the broker is shutting down; reconnect and retry",
+            ),
+            Self::TooLarge => ErrorBody::new(
+                ErrorCode::BatchTooLarge,
+                "the batch is larger than the broker's segments; send smaller batches",
             ),
             Self::Failed => storage_failed(),
         }

@@ -8,11 +8,10 @@
 use std::sync::Arc;
 
 use postrider_core::Now;
-use postrider_protocol::batch::{Batch, BatchError, BatchFields, DecodeLimits};
+use postrider_protocol::batch::BatchError;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::Frame;
 use postrider_protocol::message::{ConfirmRun, Outcome, Publish, PublishHead};
-use postrider_protocol::types::Compression;
 
 use super::{CACHE_MAX, Inbound, Session, SessionEnd};
 use crate::join::partition::PartitionHandle;
@@ -32,9 +31,10 @@ impl Session {
         counters.publish_batches.add(1);
         counters.publish_messages.add(u64::from(publish.batch.record_count));
         counters.publish_bytes.add(publish.batch.body.len() as u64);
-        let done = self.check_publish(&publish).and_then(|fields| {
+        let done = self.check_publish(&publish).and_then(|()| {
             let partition = self.publish_partition(inbound, &publish.head)?;
-            check_message_size(&publish.batch, &fields, partition.message_bytes_max())?;
+            let sizes = publish.batch.check_message_sizes(partition.message_bytes_max());
+            sizes.map_err(batch_refused)?;
             partition.lead(now, |leader, turn| {
                 leader.publish(partition, &publish, &self.outbox, turn);
             })
@@ -45,7 +45,7 @@ impl Session {
         Ok(())
     }
 
-    fn check_publish(&self, publish: &Publish) -> Result<BatchFields, ErrorBody> {
+    fn check_publish(&self, publish: &Publish) -> Result<(), ErrorBody> {
         if self.hub.is_draining() {
             let text = "the broker is shutting down; reconnect and send again";
             return Err(ErrorBody::new(ErrorCode::ShuttingDown, text));
@@ -55,14 +55,7 @@ impl Session {
             return Err(ErrorBody::new(ErrorCode::Overloaded, text)
                 .with_retry_after_ms(OVERLOADED_RETRY_MS));
         }
-        publish.batch.validate(&self.hub.options.limits).map_err(|error| {
-            let code = match error {
-                BatchError::TooLarge { .. } => ErrorCode::BatchTooLarge,
-                BatchError::Codec(_) => ErrorCode::UnsupportedCompression,
-                _ => ErrorCode::CorruptBatch,
-            };
-            ErrorBody::new(code, error.to_string())
-        })
+        publish.batch.validate(&self.hub.options.limits).map(drop).map_err(batch_refused)
     }
 
     fn publish_partition<'a>(
@@ -122,25 +115,11 @@ impl Session {
     }
 }
 
-/// Refuses a batch with a message above the limit. A batch that is no larger cannot hold one, so only
-/// large batches are looked through; compressed ones are bounded by the limit on batches alone.
-fn check_message_size(
-    batch: &Batch,
-    fields: &BatchFields,
-    message_bytes_max: usize,
-) -> Result<(), ErrorBody> {
-    if batch.body.len() <= message_bytes_max || fields.compression != Compression::None {
-        return Ok(());
-    }
-    let corrupt = |error: BatchError| ErrorBody::new(ErrorCode::CorruptBatch, error.to_string());
-    let block = batch.block(DecodeLimits::default()).map_err(corrupt)?;
-    for record in block.views() {
-        let record = record.map_err(corrupt)?;
-        let bytes = record.key.map_or(0, <[u8]>::len) + record.value.map_or(0, <[u8]>::len);
-        if bytes > message_bytes_max {
-            let text = format!("a message has {bytes} bytes, the limit is {message_bytes_max}");
-            return Err(ErrorBody::new(ErrorCode::BatchTooLarge, text));
-        }
-    }
-    Ok(())
+fn batch_refused(error: BatchError) -> ErrorBody {
+    let code = match error {
+        BatchError::TooLarge { .. } => ErrorCode::BatchTooLarge,
+        BatchError::Codec(_) => ErrorCode::UnsupportedCompression,
+        _ => ErrorCode::CorruptBatch,
+    };
+    ErrorBody::new(code, error.to_string())
 }
