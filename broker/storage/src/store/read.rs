@@ -310,8 +310,9 @@ fn find_first(
     let mark = index.mark_at_offset(from)?;
     let limit = index.marks.get(mark + 1).map_or(end.position, |next| next.position);
     let mut position = index.marks[mark].position;
+    let headers = Headers::new(map, position..limit);
     while position < limit {
-        let place = place_at(map, position)?;
+        let place = headers.at(position)?;
         if place.data && place.end_offset > from {
             return (place.offset <= from).then_some(place);
         }
@@ -371,6 +372,7 @@ fn walk_to_stop(
 ) -> Option<Stop> {
     let mut position = position;
     let mut hole = index.holes.partition_point(|hole| hole.end <= position);
+    let headers = Headers::new(map, position..end.position);
     while position < end.position {
         if let Some(next) = index.holes.get(hole)
             && next.start <= position
@@ -379,7 +381,7 @@ fn walk_to_stop(
             hole += 1;
             continue;
         }
-        let place = place_at(map, position)?;
+        let place = headers.at(position)?;
         if place.offset >= until || place.end() > goal {
             return Some(Stop { position, index: place.index, offset: place.offset });
         }
@@ -388,9 +390,22 @@ fn walk_to_stop(
     Some(Stop { position: end.position, index: end.end.0, offset: end.end.1 })
 }
 
-fn place_at(map: &Hold, position: u64) -> Option<EntryPlace> {
-    let bytes = map.window(position..position + 80);
-    EntryHeader::decode(&bytes).ok().map(|header| EntryPlace::of(&header, position))
+/// The headers of a stretch that is walked: one window for all of them.
+struct Headers {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Headers {
+    fn new(map: &Hold, range: Range<u64>) -> Self {
+        Self { start: range.start, bytes: map.window(range) }
+    }
+
+    /// The entry at a position; none if its header is damaged.
+    fn at(&self, position: u64) -> Option<EntryPlace> {
+        let bytes = self.bytes.get(usize_of(position - self.start)..)?;
+        EntryHeader::decode(bytes).ok().map(|header| EntryPlace::of(&header, position))
+    }
 }
 
 /// Hands entries from `next` on to `take`, until it answers false.
@@ -450,6 +465,7 @@ fn offset_in(segment: &Arc<Segment>, map: &Hold, time: TimestampMs) -> Option<Of
     let mark = index.mark_before_time(time).unwrap_or(0);
     let mut position = index.marks.get(mark)?.position;
     let mut hole = index.holes.partition_point(|hole| hole.end <= position);
+    let headers = Headers::new(map, position..end.position);
     while position < end.position {
         if let Some(next) = index.holes.get(hole)
             && next.start <= position
@@ -458,7 +474,7 @@ fn offset_in(segment: &Arc<Segment>, map: &Hold, time: TimestampMs) -> Option<Of
             hole += 1;
             continue;
         }
-        let place = place_at(map, position)?;
+        let place = headers.at(position)?;
         if place.time >= time && place.data {
             return Some(place.offset);
         }

@@ -393,6 +393,6 @@ pub(crate) fn capacity(file_len: u64) -> u64 {
 /// The file length that holds `position` below its capacity.
 pub(crate) fn file_len_for(position: u64) -> u64 {
     let len = (position + position / 256 + 4096).next_multiple_of(4096);
-    debug_assert!(capacity(len) >= position, "{position} in {len}");
+    assert!(capacity(len) >= position, "{position} in {len}");
     len
 }
