@@ -109,7 +109,7 @@ metrics! {
     "postrider_read_pauses_total" Counter "pauses", "Times that a connection was not read because too much of it was in flight.",
         |s, out| out.count(s.net.read_pauses.total());
     "postrider_cold_reads_total" Counter "reads", "Deliveries that had to be read from disk first.",
-        |s, out| out.count(s.net.cold_reads.total());
+        |s, out| out.count(s.broker(|b| b.cold_runs));
     "postrider_admin_requests_total" Counter "requests", "Requests to the admin port.",
         |s, out| out.count(s.net.admin_requests.total());
 

@@ -229,6 +229,7 @@ impl Server {
             listen = %local_addr,
             admin = %admin_addr,
             data_dir = %config.server.data_dir.display(),
+            damages = broker.open_report().damages,
             took_ms = clock.now().monotonic.as_millis(),
             "ready"
         );

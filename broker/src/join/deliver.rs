@@ -128,8 +128,14 @@ impl Readers {
         let bytes_max = request.bytes_max.min(self.entries_bytes_max());
         let Some(cursor) = self.cursors.get_mut(&key) else { return Turn::Rests };
         match cursor.partition.log.read(request.from, request.until, bytes_max) {
-            // Nothing, although the high watermark says otherwise: somebody is told when it moves.
-            Ok(run) if run.next <= request.from => Turn::Rests,
+            // The store promises an entry here. A subscriber that rests would wait for ever.
+            Ok(run) if run.next <= request.from => {
+                let (reader, partition) = (cursor.reader, cursor.partition.key);
+                tracing::error!(?partition, offset = %request.from, "a read below the high watermark is empty");
+                let text = "the log could not be read; see the broker's log";
+                self.cut_off(reader, self.hub.error(ErrorCode::Internal, text), now, out);
+                Turn::Rests
+            }
             Ok(run) if !run.resident && cursor.loaded != Some(request.from) => {
                 cursor.loaded = Some(request.from);
                 Turn::Cold(run)

@@ -28,6 +28,9 @@ use crate::join::topic::{FoundLogs, LogKeyOrd};
 /// Groups that the store may need until the commands of a start are durable. More means that it is stuck.
 const STEPS_MAX: usize = 1_000;
 
+/// Lost ranges that a start names in the broker's log.
+const DAMAGES_SHOWN: usize = 100;
+
 /// Why a broker did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum BrokerOpenError {
@@ -110,6 +113,7 @@ pub(crate) fn open(
     let Opened { store, logs, report, doubtful } = Store::open(disk, options.store.clone())?;
     let damages = logs.iter().map(|opened| opened.damages.len()).sum();
     let count = logs.len();
+    warn_of_damage(&logs, doubtful);
     let (metadata, mut found) = split(logs);
     let (metadata, snapshot) = match metadata {
         Some(OpenedLog { log, snapshot, damages: _ }) => (log, snapshot),
@@ -137,6 +141,31 @@ pub(crate) fn open(
     let catalog = Arc::new(catalog);
     watch(&store, &metadata, &hub, &catalog);
     Ok(Parts { hub, catalog, store, report })
+}
+
+/// Says what is lost, or may be. Readers are told of it as gaps; whoever runs the broker reads it here.
+fn warn_of_damage(logs: &[OpenedLog], doubtful: bool) {
+    if doubtful {
+        tracing::warn!(
+            "the end of the journal is damaged; what was cut may have been acknowledged"
+        );
+    }
+    let damages = logs
+        .iter()
+        .flat_map(|opened| opened.damages.iter().map(move |damage| (opened.log.key(), damage)));
+    let all = damages.clone().count();
+    for (LogKey { topic, partition }, damage) in damages.take(DAMAGES_SHOWN) {
+        tracing::warn!(
+            %topic,
+            %partition,
+            from_offset = %damage.from_offset,
+            end_offset = %damage.end_offset,
+            "messages are lost"
+        );
+    }
+    if all > DAMAGES_SHOWN {
+        tracing::warn!(all, shown = DAMAGES_SHOWN, "more is lost than is shown");
+    }
 }
 
 fn split(logs: Vec<OpenedLog>) -> (Option<OpenedLog>, BTreeMap<LogKeyOrd, OpenedLog>) {

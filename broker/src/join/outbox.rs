@@ -183,7 +183,7 @@ impl Outbox {
 
     /// Moves everything out, into `taken`, whose buffers are reused.
     pub(crate) fn take(&self, taken: &mut Content) {
-        debug_assert!(taken.confirms.is_empty() && taken.tasks.is_empty());
+        assert!(taken.confirms.is_empty() && taken.tasks.is_empty());
         let mut content = self.content();
         if content.closed {
             return;

@@ -298,7 +298,6 @@ impl Connection {
             TransmitState::Cold(run) => {
                 // One at a time for each connection; the runtime's blocking threads bound the rest.
                 if self.loading.is_none() {
-                    self.shared.counters.cold_reads.increment();
                     self.loading = Some(tokio::task::spawn_blocking(move || run.load()));
                 }
             }
