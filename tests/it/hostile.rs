@@ -7,10 +7,10 @@ use anyhow::{Context, Result, bail, ensure};
 use postrider_protocol::batch::{Batch, BatchBuilder};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::{FrameHeader, event, request};
-use postrider_protocol::message::{AckLevel, Confirm, Credit, Outcome, Ping, PublishHead};
+use postrider_protocol::message::{Confirm, Credit, Outcome, Ping};
 use postrider_protocol::types::{
-    Compression, CorrelationId, Durability, Offset, PartitionId, ProducerEpoch, ProducerId,
-    Sequence, SubscriptionHandle, TimestampMs, TopicId,
+    Compression, CorrelationId, Durability, Offset, ProducerEpoch, ProducerId, Sequence,
+    SubscriptionHandle, TimestampMs, TopicId,
 };
 use postrider_tests::process::wait_until;
 use postrider_tests::wire::{WireClient, WireTopic, hello};
@@ -25,24 +25,6 @@ fn batch(compression: Compression, value: &[u8]) -> Result<Batch> {
     let mut builder = BatchBuilder::new(compression, 1024);
     builder.push(None, Some(value), &[], TimestampMs(1))?;
     Ok(builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(0)))
-}
-
-/// The frame of a publish of this batch as it is, however wrong.
-fn frame_of(topic: &WireTopic, tag: u64, batch: &Batch) -> Vec<u8> {
-    let head = PublishHead {
-        topic: topic.id,
-        partition: PartitionId(0),
-        leader_epoch: topic.leader_epoch,
-        producer: ProducerId::NONE,
-        epoch: ProducerEpoch(0),
-        ack: AckLevel::Quorum,
-        seq_count: batch.record_count,
-        base_sequence: Sequence(tag),
-        resolved_upto: Sequence(0),
-    };
-    let mut frame = head.encode_framed(batch).to_vec();
-    frame.extend_from_slice(&batch.body);
-    frame
 }
 
 /// A batch whose body is changed before its crc is computed.
@@ -92,14 +74,14 @@ fn every_wrong_batch_is_rejected_alone_and_not_stored() -> Result<()> {
     let nowhere = WireTopic { id: TopicId([0xee; 16]), ..topic.clone() };
     let right = batch(Compression::None, b"a value")?;
     let cases = [
-        ("codec", frame_of(&topic, 1, &changed(|body| body[1] = 5)?), "UnsupportedCompression"),
-        ("attributes", frame_of(&topic, 2, &changed(|body| body[1] = 0x40)?), "CorruptBatch"),
-        ("delta", frame_of(&topic, 3, &changed(|body| body[5] = 9)?), "CorruptBatch"),
-        ("time", frame_of(&topic, 4, &changed(|body| body[6] = 0x80)?), "CorruptBatch"),
-        ("count", frame_of(&topic, 5, &changed(|body| body[39] = 7)?), "CorruptBatch"),
-        ("short", frame_of(&topic, 6, &changed(|body| body.truncate(17))?), "CorruptBatch"),
-        ("crc", frame_of(&topic, 7, &Batch { crc: 1, ..right.clone() }), "CorruptBatch"),
-        ("topic", frame_of(&nowhere, 8, &right), "UnknownTopic"),
+        ("codec", topic.frame_of(1, &changed(|body| body[1] = 5)?), "UnsupportedCompression"),
+        ("attributes", topic.frame_of(2, &changed(|body| body[1] = 0x40)?), "CorruptBatch"),
+        ("delta", topic.frame_of(3, &changed(|body| body[5] = 9)?), "CorruptBatch"),
+        ("time", topic.frame_of(4, &changed(|body| body[6] = 0x80)?), "CorruptBatch"),
+        ("count", topic.frame_of(5, &changed(|body| body[39] = 7)?), "CorruptBatch"),
+        ("short", topic.frame_of(6, &changed(|body| body.truncate(17))?), "CorruptBatch"),
+        ("crc", topic.frame_of(7, &Batch { crc: 1, ..right.clone() }), "CorruptBatch"),
+        ("topic", nowhere.frame_of(8, &right), "UnknownTopic"),
     ];
     for (tag, (name, frame, code)) in (1..).zip(&cases) {
         client.send(frame)?;
@@ -127,7 +109,7 @@ fn a_compressed_bomb_costs_the_broker_its_compressed_size() -> Result<()> {
     for (tag, codec) in (2..).zip([Compression::Zstd, Compression::Lz4]) {
         let bomb = batch(codec, &zeros)?;
         ensure!(bomb.body.len() < 8 << 20, "the zeros were compressed");
-        client.send(&frame_of(&topic, tag, &bomb))?;
+        client.send(&topic.frame_of(tag, &bomb))?;
         // Nobody has looked inside: that is the reader's business, and it has a bound of its own.
         let outcome = outcome_of(&mut client, tag)?;
         ensure!(matches!(outcome, Outcome::Committed { .. }), "{outcome:?}");

@@ -279,7 +279,12 @@ impl WireTopic {
         for value in values {
             builder.push(None, Some(value), &[], TimestampMs(1))?;
         }
-        let batch = builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(tag));
+        Ok(self.frame_of(tag, &builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(tag))))
+    }
+
+    /// The frame that publishes a batch as it is, however wrong.
+    #[must_use]
+    pub fn frame_of(&self, tag: u64, batch: &Batch) -> Vec<u8> {
         let head = PublishHead {
             topic: self.id,
             partition: PartitionId(0),
@@ -291,9 +296,9 @@ impl WireTopic {
             base_sequence: Sequence(tag),
             resolved_upto: Sequence(0),
         };
-        let mut frame = head.encode_framed(&batch).to_vec();
+        let mut frame = head.encode_framed(batch).to_vec();
         frame.extend_from_slice(&batch.body);
-        Ok(frame)
+        frame
     }
 }
 

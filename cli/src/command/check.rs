@@ -23,8 +23,13 @@ pub(crate) fn run(options: &CheckOptions) -> Outcome {
     if report.is_sound() {
         return Ok(());
     }
-    Err(Failure::new(Exit::VerificationFailed, format!("{} is not sound", dir.display()))
-        .next("keep a copy of the directory; a broker that starts on it serves what is readable and reports the rest"))
+    let next = if report.refused.is_some() {
+        "is this the directory that `postrider server --data-dir` has? if it is, restore it from a copy"
+    } else {
+        "keep a copy of the directory; a broker that starts on it serves what is readable and reports the rest"
+    };
+    let failure = format!("{} is not sound", dir.display());
+    Err(Failure::new(Exit::VerificationFailed, failure).next(next))
 }
 
 /// Holds the lock of the directory, if it has one, so that no server changes files under the check.
