@@ -24,11 +24,13 @@ use crate::{
 
 /// Topics, subscriptions, offsets. From [`Client::admin`](crate::Client::admin).
 ///
-/// Every call waits through reconnects for at most the client's `request_timeout`. Changes are not repeated once
-/// they were sent: a lost answer is [`AdminError::Unknown`].
+/// Every call waits through reconnects for at most the client's `request_timeout`. After a lost connection a request
+/// is sent again only where doing it twice is doing it once; of any other the lost answer is [`AdminError::Unknown`].
 ///
 /// # Cancel safety
-/// Dropping any of the futures loses the answer; the broker may have done the request all the same.
+/// A request is made when its future is first polled, and goes its way from then on, whether somebody waits for the
+/// answer or not. So a call that only reads may be dropped at any time, and one that changes something may have
+/// changed it after it was dropped: each method says which it is.
 #[derive(Clone, Debug)]
 pub struct Admin {
     handle: Arc<Handle>,
@@ -109,6 +111,9 @@ impl Admin {
     ///
     /// # Errors
     /// The name is taken or breaks the rules, the configuration is out of range, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the topic may be created all the same, also after the future was dropped.
     pub async fn create_topic(&self, topic: NewTopic) -> Result<CreateTopicReply, AdminError> {
         let NewTopic { name, config, if_not_exists } = topic;
         let repeat = if if_not_exists { Repeat::Safe } else { Repeat::Never };
@@ -119,6 +124,10 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such topic, a value is out of range, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the topic may be changed all the same, also after the future was dropped; and
+    /// again after a lost connection, until the `request_timeout` ends.
     pub async fn alter_topic(&self, change: AlterTopic) -> Result<(), AdminError> {
         self.ask::<_, AlterTopicReply>(&change, Repeat::Safe).await.map(|_done| ())
     }
@@ -127,6 +136,9 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such topic, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the topic may be deleted all the same, also after the future was dropped.
     pub async fn delete_topic(&self, name: impl Into<String>) -> Result<(), AdminError> {
         let request = DeleteTopic { name: name.into() };
         self.ask::<_, DeleteTopicReply>(&request, Repeat::Never).await.map(|_done| ())
@@ -136,6 +148,9 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such topic, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn describe_topic(
         &self,
         name: impl Into<String>,
@@ -147,6 +162,9 @@ impl Admin {
     ///
     /// # Errors
     /// See [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn list_topics(&self) -> Result<MetadataReply, AdminError> {
         self.metadata(Vec::new()).await
     }
@@ -155,6 +173,9 @@ impl Admin {
     ///
     /// # Errors
     /// See [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn metadata(&self, topics: Vec<String>) -> Result<MetadataReply, AdminError> {
         self.ask(&Metadata { topics }, Repeat::Safe).await
     }
@@ -163,6 +184,9 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such topic, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn list_subscriptions(
         &self,
         topic: impl Into<String>,
@@ -176,6 +200,9 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such subscription, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the subscription may be deleted all the same, also after the future was dropped.
     pub async fn delete_subscription(
         &self,
         topic: impl Into<String>,
@@ -189,6 +216,9 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such subscription or partition, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the subscription may be moved all the same, also after the future was dropped.
     pub async fn seek(
         &self,
         topic: impl Into<String>,
@@ -204,6 +234,9 @@ impl Admin {
     ///
     /// # Errors
     /// There is no such topic or partition, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn list_offsets(
         &self,
         topic: impl Into<String>,
@@ -220,6 +253,9 @@ impl Admin {
     ///
     /// # Errors
     /// See [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn ping(&self) -> Result<Duration, AdminError> {
         let asked = self.handle.shared.now();
         let _reply: PingReply = self.ask(&Ping {}, Repeat::Safe).await?;

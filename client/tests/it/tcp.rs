@@ -8,8 +8,8 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use futures_util::{FutureExt, StreamExt, future::join_all};
 use postrider::{
-    Backoff, Client, ClientEvent, CloseReport, ConnectError, Json, OpenError, Raw, ReadError,
-    Record, SendError, Start, TrySendError,
+    Backoff, Client, ClientEvent, CloseReport, ConnectError, Json, NewTopic, OpenError, Raw,
+    ReadError, Record, SendError, Start, TrySendError,
 };
 use postrider_protocol::{
     error::{ErrorBody, ErrorCode},
@@ -355,6 +355,20 @@ async fn an_unknown_topic_fails_the_build() {
     let error = client.producer::<Raw>("nope").build().await.unwrap_err();
     assert!(matches!(&error, OpenError::Refused(e) if e.code == ErrorCode::UnknownTopic));
     assert!(error.to_string().contains("postrider topic create nope"), "{error}");
+}
+
+#[tokio::test]
+async fn a_change_that_was_polled_is_made_although_its_future_is_dropped() {
+    let host = Host::start(1).await;
+    host.with(|peer| peer.topic_exists = false);
+    let admin = host.client().await.admin();
+    drop(admin.create_topic(NewTopic::new("t")));
+    within(admin.ping()).await.unwrap();
+    assert!(!host.with(|peer| peer.topic_exists), "nothing is asked before the first poll");
+    assert!(admin.create_topic(NewTopic::new("t")).now_or_never().is_none());
+    // Requests leave in order: when this one is answered, the one before was received.
+    within(admin.ping()).await.unwrap();
+    assert!(host.with(|peer| peer.topic_exists));
 }
 
 #[tokio::test]
