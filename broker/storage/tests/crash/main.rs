@@ -232,11 +232,14 @@ fn replay(test: &str, seed: u64) -> String {
 
 #[test]
 fn random_lives_lose_nothing_acknowledged() {
-    let mut acked = 0;
-    for seed in seeds(400) {
+    let (mut acked, seeds) = (0, seeds(400));
+    let single = seeds.end - seeds.start == 1;
+    for seed in seeds {
         acked += must(random_case(seed, Bug::None), &|| replay("random_lives", seed));
     }
-    assert!(acked > 0);
+    println!("{acked} entries acknowledged and kept");
+    // One life alone may end before anything is acknowledged.
+    assert!(acked > 0 || single, "the workloads acknowledge nothing");
 }
 
 /// Flips one byte of a directory that a crash left, then recovers and reads. `Ok(true)` = everything
