@@ -26,7 +26,7 @@ use crate::error::OpenError;
 use crate::format::journal::{GroupHeader, Inline, Record, Roll};
 use crate::format::manifest::ManifestSegment;
 use crate::format::segment::{ENTRIES_START, SegmentHeader};
-use crate::format::{SECTOR, SECTOR_U64, names, sector_ceil};
+use crate::format::{SECTOR, names, sector_ceil};
 use crate::options::StoreOptions;
 use crate::recovered::{
     FreeFile, JournalFile, RecoveredJournal, RecoveredLog, RecoveredSegment, RecoveredState,
@@ -176,11 +176,12 @@ fn segment_len(options: &StoreOptions, end: u64) -> u64 {
 /// The entries of a frame whose bytes were not kept.
 fn read_frame(disk: &dyn Disk, place: &FramePlace) -> Result<Bytes, OpenError> {
     let path = names::segment(place.file);
+    let header = &place.header;
     let bytes = match Window::open(disk, &path)? {
-        Some(mut window) => window.bytes(place.position + SECTOR_U64, u64::from(place.body_len))?,
+        Some(mut window) => window.bytes(header.body_start(), u64::from(header.body_len))?,
         None => None,
     };
-    let bytes = bytes.filter(|bytes| crc32fast::hash(bytes) == place.body_crc);
+    let bytes = bytes.filter(|bytes| crc32fast::hash(bytes) == header.body_crc);
     bytes.ok_or_else(|| OpenError::Io {
         doing: format!("reading {path} again"),
         source: ErrorKind::InvalidData.into(),
@@ -465,19 +466,26 @@ fn write_zeros(file: &dyn DiskFile, range: Range<u64>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Writes a frame's bytes over themselves: equal cached bytes may be clean and lost.
+/// Writes a frame again as a whole: equal cached bytes may be clean and lost, and a sector around the
+/// entries that is lost shows what an earlier use of the file left there.
 fn rewrite_frame(
     disk: &dyn Disk,
     file: &dyn DiskFile,
     place: &FramePlace,
 ) -> Result<(), OpenError> {
-    let path = names::segment(place.file);
-    let Some(mut window) = Window::open(disk, &path)? else { return Ok(()) };
-    if let Some(bytes) = window.bytes(place.position, place.end - place.position)? {
-        let doing = format!("writing {path}");
-        file.write_at(place.position, &[IoSlice::new(&bytes)]).map_err(io_error(doing))?;
-    }
-    Ok(())
+    let body = read_frame(disk, place)?;
+    let header = &place.header;
+    let (sector, trailer) = (header.encode(), header.trailer().encode());
+    let padding = body.len().next_multiple_of(SECTOR) - body.len();
+    let zeros = [0; SECTOR];
+    let parts = [
+        IoSlice::new(&sector),
+        IoSlice::new(&body),
+        IoSlice::new(&zeros[..padding]),
+        IoSlice::new(&trailer),
+    ];
+    let doing = || format!("writing {}", names::segment(place.file));
+    file.write_at(header.position, &parts).map_err(io_error(doing()))
 }
 
 /// Fills in the logs and the files that belong to nobody.

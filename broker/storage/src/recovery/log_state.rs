@@ -13,7 +13,7 @@ use super::segments::{Content, Frame, Span};
 use crate::LogKey;
 use crate::format::journal::{Damage, Roll};
 use crate::format::manifest::{ManifestLog, ManifestSegment, SnapshotRef};
-use crate::format::segment::ENTRIES_START;
+use crate::format::segment::{ENTRIES_START, FrameHeader};
 
 /// One past an entry, and the offset of the next message there.
 pub(crate) type End = (EntryIndex, Offset);
@@ -36,27 +36,38 @@ pub(crate) struct InlineWrite {
     pub(crate) bytes: Bytes,
 }
 
-/// A volatile frame that counts although no sync proves it: its bytes are written again in place.
+/// A frame that counts although no sync proves it, by the header sector that it was written with.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FramePlace {
     pub(crate) file: u32,
-    /// Of the header sector.
-    pub(crate) position: u64,
-    /// First position behind the frame.
-    pub(crate) end: u64,
-    pub(crate) body_len: u32,
-    pub(crate) body_crc: u32,
+    pub(crate) header: FrameHeader,
 }
 
 impl FramePlace {
-    pub(crate) fn of(frame: &Frame) -> Self {
-        let Frame { file, position, end, body_len, body_crc, .. } = *frame;
-        Self { file, position, end, body_len, body_crc }
+    /// The place of a frame whose entries are whole.
+    pub(crate) fn of(frame: &Frame, span: &Span) -> Self {
+        let count = span.end_index.0 - span.first_index.0;
+        let header = FrameHeader {
+            salt: frame.salt,
+            group: frame.group,
+            durable_group: frame.durable,
+            position: frame.position,
+            first_index: span.first_index,
+            base_offset: span.base_offset,
+            count: u32::try_from(count).expect("entries of 80 bytes in a frame fit u32"),
+            body_len: frame.body_len,
+            first_prev: span.first_prev,
+            last_crc: span.last_crc,
+            body_crc: frame.body_crc,
+            volatile: frame.volatile,
+        };
+        Self { file: frame.file, header }
     }
 }
 
-/// Bytes between entries that nothing vouches for: what should be there is lost, and what is there may be
-/// of an earlier use of the file. Zeros keep a walk from taking it for entries.
+/// Bytes between entries that nothing vouches for: what should be there (entries, or the zeros before a
+/// frame) may be lost, and what is there may be of an earlier use of the file. Zeros keep a walk from
+/// taking it for entries.
 #[derive(Clone, Debug)]
 pub(crate) struct Scrub {
     pub(crate) file: u32,
@@ -112,6 +123,7 @@ pub(crate) struct LogState {
     /// The last segment takes no more appends.
     pub(crate) closed: bool,
     pub(crate) inlines: Vec<InlineWrite>,
+    /// Volatile frames that stay where they are: written again, since no sync covered them.
     pub(crate) rewrites: Vec<FramePlace>,
     pub(crate) scrubs: Vec<Scrub>,
     /// A segment whose next position was used by a volatile write that is lost.
@@ -295,14 +307,18 @@ impl LogState {
     /// A volatile frame that continues the log in its open segment; false when it does not fit there.
     pub(crate) fn frame_in_place(&mut self, frame: &Frame, span: &Span) -> bool {
         let seq = frame.segment.seq;
-        let live = self.segments.last().is_some_and(|last| {
-            last.at.seq == seq && last.at.salt == frame.salt && !last.at.sealed
-        });
-        if !live || self.above.is_some() {
-            return false;
+        let live = self
+            .segments
+            .last()
+            .filter(|last| last.at.seq == seq && last.at.salt == frame.salt && !last.at.sealed);
+        let Some(live) = live.filter(|_| self.above.is_none()) else { return false };
+        if frame.position > live.at.end_position {
+            // A frame is written with the zeros before it; its header does not prove that they came through.
+            let (file, from) = (live.at.file, live.at.end_position);
+            self.scrubs.push(Scrub { file, range: from..frame.position });
         }
         self.place(frame.group, seq, span, frame.position, frame.end);
-        self.rewrites.push(FramePlace::of(frame));
+        self.rewrites.push(FramePlace::of(frame, span));
         true
     }
 

@@ -368,10 +368,12 @@ impl<'a> Replay<'a> {
             }
             return;
         }
-        let place = FramePlace::of(&frame);
-        match frame.content {
+        match &frame.content {
             Content::Whole { span, bytes } => {
-                let source = bytes.map_or(Source::Frame(place), Source::Memory);
+                let span = *span;
+                let source = bytes
+                    .clone()
+                    .map_or_else(|| Source::Frame(FramePlace::of(&frame, &span)), Source::Memory);
                 self.survive(segment, number, Survivor { span, source });
             }
             Content::Damaged(_) => {
@@ -390,7 +392,7 @@ impl<'a> Replay<'a> {
         match &frame.content {
             Content::Whole { span, .. } if log.continues(span) => {
                 if !log.frame_in_place(frame, span) {
-                    let source = Source::Frame(FramePlace::of(frame));
+                    let source = Source::Frame(FramePlace::of(frame, span));
                     log.survive(number, Survivor { span: *span, source });
                 }
                 self.outcome.groups += 1;

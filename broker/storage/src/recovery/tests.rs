@@ -497,3 +497,50 @@ fn volatile_frames_are_kept_if_they_are_there_and_numbers_are_never_reused() {
         assert!(!state.doubtful);
     }
 }
+
+#[test]
+fn what_an_earlier_use_left_around_a_volatile_frame_is_not_read() {
+    for around in ["zeros before it", "header", "trailer"] {
+        let disk = empty(1);
+        let mut journal = HandJournal::new(&disk);
+        let mut log = HandLog::new(1);
+        log.write_header(&disk);
+        let reserve = Record::Reserve {
+            key: key(1),
+            incarnation: 5,
+            class: Durability::Memory,
+            end_index: EntryIndex(1_000),
+            end_offset: Offset(5_000),
+        };
+        let entries = log.entries(1, 100);
+        journal.group(&disk, 1, 0, &[log.roll(), reserve, log.inline(&entries, 1)]);
+        HandJournal::sync(&disk);
+        let end_of_inline = log.position;
+        let frame = log.frame(&disk, 2, 1, 4, true);
+        // No sync covers the frame: each of its sectors may be lost, and show an entry of another log.
+        let mut earlier = HandLog::new(2);
+        earlier.index = 3;
+        let earlier = earlier.entries(1, 40);
+        let (at, fill) = match around {
+            "header" => (frame.position, SECTOR),
+            "trailer" => (frame.trailer_position(), SECTOR),
+            _ => (end_of_inline, earlier.len()),
+        };
+        let mut left = earlier.clone();
+        left.resize(fill, 0);
+        let file = disk.open(&names::segment(1), OpenMode::ReadWrite).unwrap();
+        file.write_at(at, &[IoSlice::new(&left)]).unwrap();
+        let mut disk = disk;
+        for kind in [CrashKind::Process, CrashKind::Process] {
+            disk.crash(kind);
+            disk = disk.reopen();
+            let state = open(&disk).unwrap();
+            let found = &state.logs[0];
+            assert_eq!(indexes(&disk, found), [0, 1, 2, 3, 4], "{around}");
+            let bytes = disk.files().into_iter().find(|(path, _)| *path == names::segment(1));
+            let bytes = bytes.unwrap().1;
+            let left = bytes.windows(earlier.len()).any(|part| part == earlier);
+            assert!(!left, "{around}: what was left is still there");
+        }
+    }
+}

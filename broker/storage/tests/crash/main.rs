@@ -242,6 +242,16 @@ fn random_lives_lose_nothing_acknowledged() {
     assert!(acked > 0 || single, "the workloads acknowledge nothing");
 }
 
+/// Lives beyond those that CI runs which once showed a bug.
+fn life_passes(seed: u64) {
+    must(random_case(seed, Bug::None), &|| replay("random_lives", seed));
+}
+
+#[test]
+fn life_with_an_older_entry_before_a_frame_without_sync_passes() {
+    life_passes(3418);
+}
+
 /// Flips one byte of a directory that a crash left, then recovers and reads. `Ok(true)` = everything
 /// acknowledged is there.
 fn flip_case(run: &Run, path: &str, at: u64, mask: u8) -> Result<bool, String> {

@@ -435,7 +435,10 @@ fn verify_messages(log: &Log, found: &Found, allow: Allow) -> Result<(), String>
     for (index, crc) in &seen {
         let entry = found.entries.get(index).filter(|entry| entry.header.header_crc == *crc);
         if entry.is_none_or(|entry| entry.header.kind != EntryKind::Data) {
-            return Err(format!("readers see entry {index}, which is not there"));
+            let (segments, damages) = (log.segments(), log.damages());
+            return Err(format!(
+                "readers see entry {index}, which is not there\n{segments:?}\n{damages:?}"
+            ));
         }
     }
     let data = found.entries.iter().filter(|(_, entry)| entry.header.kind == EntryKind::Data);
