@@ -134,7 +134,6 @@ impl Writer {
 
     fn group(&mut self, shared: &Shared, logs: VecDeque<Arc<LogInner>>) -> bool {
         let (mut taken, rest) = collect(logs, shared.options.group_bytes_max as u64);
-        shared.queue.put_back(rest.into_iter());
         let records = choose_paths(&mut taken, self.orders.len(), shared);
         match self.make_room(shared, records) {
             Ok(Room::Ready) => {}
@@ -142,10 +141,13 @@ impl Writer {
                 shared.counters.stalls.add(1);
                 self.journal_stalled = true;
                 shared.maintenance_bell.ring();
+                // The journal is what lacks room: the rest would fare no better.
+                let rest = without(rest, taken.iter().map(|part| &part.log));
                 for part in taken {
                     give_back(&part.log, part.entries);
                     self.stalled.push_back(part.log);
                 }
+                self.stalled.extend(rest);
                 return false;
             }
             Err(error) => {
@@ -156,6 +158,7 @@ impl Writer {
         let mut group = mem::take(&mut self.group);
         group.reset(self.next_group, self.durable_group);
         let result = self.lay_out(shared, taken, &mut group);
+        shared.queue.put_back(without(rest, group.stalled.iter()).into_iter());
         let result = result.and_then(|()| self.commit(shared, &group));
         self.stalled.extend(group.stalled.drain(..));
         self.group = group;
@@ -502,6 +505,17 @@ impl Writer {
             segment_names_unsynced: mem::take(&mut self.segment_names_unsynced),
         }
     }
+}
+
+/// Logs that have more than a group takes, without those that stalled: a log waits in one list only, or a
+/// group would get it twice, and a full disk would be asked without end.
+fn without<'a>(
+    rest: VecDeque<Arc<LogInner>>,
+    stalled: impl Iterator<Item = &'a Arc<LogInner>> + Clone,
+) -> VecDeque<Arc<LogInner>> {
+    let mut rest = rest;
+    rest.retain(|log| !stalled.clone().any(|other| Arc::ptr_eq(log, other)));
+    rest
 }
 
 fn tell_observer(shared: &Shared) {

@@ -252,6 +252,11 @@ fn life_with_an_older_entry_before_a_frame_without_sync_passes() {
     life_passes(3418);
 }
 
+#[test]
+fn life_that_closes_on_a_full_disk_ends() {
+    life_passes(4456);
+}
+
 /// Flips one byte of a directory that a crash left, then recovers and reads. `Ok(true)` = everything
 /// acknowledged is there.
 fn flip_case(run: &Run, path: &str, at: u64, mask: u8) -> Result<bool, String> {

@@ -102,3 +102,60 @@ fn accepted_entries_wait_when_somebody_else_fills_the_disk() {
     let bodies: Vec<Bytes> = read_all(&log, 1000).into_iter().map(|(_, _, body)| body).collect();
     assert_eq!(bodies[5], data(5, 2_000, 1, 1).body);
 }
+
+/// Where a group that asks for a full disk stops, with more waiting than it takes.
+fn more_than_a_group_waits(journal: bool) {
+    let disk = SimDisk::new(1);
+    let options = StoreOptions { group_bytes_max: 8 << 10, ..small_options() };
+    let store = start(Arc::new(disk.clone()), options);
+    let log = store.create_log(key(0), Durability::Fsync).unwrap();
+    let other = store.create_log(key(1), Durability::Fsync).unwrap();
+    log.append(data(0, 100, 1, 1)).unwrap();
+    other.append(data(0, 100, 1, 1)).unwrap();
+    while store.step() {}
+    let mut count = 1;
+    if journal {
+        // Until the journal's file is all but full: then a group finds no room in the journal.
+        while store.inner.writer.lock().journal().fits(8 << 10) {
+            log.append(data(count, 1_000, 1, 1)).unwrap();
+            while store.step() {}
+            count += 1;
+        }
+    }
+    let used: u64 = disk.files().iter().map(|(_, bytes)| bytes.len() as u64).sum();
+    disk.set_quota(used);
+    for _ in 0..40 {
+        log.append(data(count, 2_000, 1, 1)).unwrap();
+        count += 1;
+    }
+    other.append(data(1, 100, 1, 1)).unwrap();
+    let mut steps = 0;
+    while store.step() {
+        steps += 1;
+        assert!(steps < 100, "a full disk is asked without end");
+    }
+    assert!(store.failed().is_none());
+    assert!(log.ready_end().0 < EntryIndex(count));
+    // Nothing new: the I/O thread sleeps, and a log that waits does so in one place.
+    let (ready, _) = store.inner.shared.queue.take();
+    assert!(ready.is_empty(), "{} logs wait for a step that finds no space", ready.len());
+    disk.set_quota(1 << 30);
+    store.inner.shared.space.measure(1 << 30);
+    store.inner.shared.retry_stalled();
+    while store.step() {}
+    assert_eq!(log.ready_end().0, EntryIndex(count));
+    assert_eq!(other.ready_end().0, EntryIndex(2));
+    let bodies: Vec<Bytes> = read_all(&log, 10_000).into_iter().map(|(_, _, body)| body).collect();
+    assert_eq!(bodies.len() as u64, count);
+    assert_eq!(bodies.last(), Some(&data(count - 1, 2_000, 1, 1).body));
+}
+
+#[test]
+fn more_than_a_group_waits_in_one_place_while_no_segment_can_be_made() {
+    more_than_a_group_waits(false);
+}
+
+#[test]
+fn more_than_a_group_waits_in_one_place_while_no_journal_can_be_made() {
+    more_than_a_group_waits(true);
+}
