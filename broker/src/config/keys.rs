@@ -164,7 +164,7 @@ keys! {
     }
     /// What topics keep.
     retention: RetentionConfig {
-        /// How often the broker looks for segments that time or size has expired.
+        /// Longest time between two looks for segments that time or size has expired. A look comes earlier when a quarter of `storage.recycle_bytes_max` was written, or a segment if that is more.
         check_interval: Duration = "5s" in 100..=24 * HOUR;
     }
     /// Files.

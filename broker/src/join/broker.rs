@@ -99,9 +99,9 @@ impl Broker {
 
     /// Does a bounded part of what is due: retention, snapshots, expiry. Every 100 ms or so.
     pub fn tick(&self, now: Now) {
-        let Inner { hub, catalog, housekeeping, .. } = &*self.inner;
+        let Inner { hub, catalog, store, housekeeping, .. } = &*self.inner;
         hub.set_now(now);
-        lock(housekeeping).tick(hub, catalog, now);
+        lock(housekeeping).tick(hub, catalog, store.stats().segment_bytes, now);
     }
 
     /// Takes no new work from here on. What is in flight is confirmed, deliveries go on.

@@ -19,10 +19,17 @@ use crate::join::topic::TopicHandle;
 /// Partitions looked at per tick.
 const PARTITIONS_PER_TICK: u32 = 512;
 
+/// A retention pass begins after this part of `recycle_bytes_max` was written, whatever the interval says:
+/// what a pass releases, and what is released late because it waits for a snapshot, then fits the pool.
+/// Files beyond it are removed and made again, which costs several times a rewrite.
+const PASSES_PER_POOL: u64 = 4;
+
 /// See the module.
 pub(crate) struct Housekeeping {
     last: Option<Now>,
     pass_due: Duration,
+    /// Bytes that were written to segments when the last pass began.
+    pass_bytes: u64,
     /// What is left of the present pass. Bound: the topics.
     pass: VecDeque<(Arc<TopicHandle>, u32)>,
     /// Snapshot bytes that may be written now; below zero after a large one.
@@ -31,20 +38,35 @@ pub(crate) struct Housekeeping {
 
 impl Housekeeping {
     pub(crate) fn new() -> Self {
-        Self { last: None, pass_due: Duration::ZERO, pass: VecDeque::new(), snapshot_bytes: 0 }
+        Self {
+            last: None,
+            pass_due: Duration::ZERO,
+            pass_bytes: 0,
+            pass: VecDeque::new(),
+            snapshot_bytes: 0,
+        }
     }
 
-    pub(crate) fn tick(&mut self, hub: &Hub, catalog: &Catalog, now: Now) {
+    /// `written_bytes` is what was written to segments since the start.
+    pub(crate) fn tick(&mut self, hub: &Hub, catalog: &Catalog, written_bytes: u64, now: Now) {
         let before = self.last.replace(now);
         let passed =
             before.map_or(Duration::ZERO, |before| now.monotonic.saturating_sub(before.monotonic));
         self.write_snapshots(hub, now, passed);
         catalog.check_snapshot();
-        if self.pass.is_empty() && now.monotonic >= self.pass_due {
+        if self.pass.is_empty() && self.is_pass_due(hub, written_bytes, now) {
             self.pass_due = now.monotonic + hub.options.retention_check_interval;
+            self.pass_bytes = written_bytes;
             self.pass = catalog.topics().into_iter().map(|topic| (topic, 0)).collect();
         }
         self.continue_pass(hub, now);
+    }
+
+    fn is_pass_due(&self, hub: &Hub, written_bytes: u64, now: Now) -> bool {
+        let store = &hub.options.store;
+        // Less than a segment lets nothing go.
+        let much = (store.recycle_bytes_max / PASSES_PER_POOL).max(store.segment_bytes_max);
+        now.monotonic >= self.pass_due || written_bytes - self.pass_bytes >= much
     }
 
     fn continue_pass(&mut self, hub: &Hub, now: Now) {

@@ -38,7 +38,7 @@ pub struct BrokerOptions {
     pub port: u16,
     /// Version of the program, told in the handshake.
     pub server_version: String,
-    /// How often each partition's retention limits are looked at.
+    /// Longest time between two looks at a partition's retention limits; much that is written shortens it.
     pub retention_check_interval: Duration,
     /// Bytes appended to a partition since its last snapshot that call for the next one; bounds what is
     /// folded at the first use after a start.

@@ -11,7 +11,7 @@ mod peer;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use peer::{Peer, publish, start, subscribe};
+use peer::{Peer, publish, start, subscribe, topic_config};
 use postrider_broker::join::{Broker, BrokerOptions};
 use postrider_protocol::batch::BatchBuilder;
 use postrider_protocol::error::{ErrorCode, Retry};
@@ -244,4 +244,31 @@ fn a_batch_that_no_segment_holds_is_refused_for_good() {
     peer.send_event(&publish(topic, epoch, ProducerId::NONE, 0, &[&text]));
     let code = refused_with(&mut peer);
     assert_eq!((code, code.retry()), (ErrorCode::BatchTooLarge, Retry::Never));
+}
+
+#[test]
+fn retention_keeps_up_with_what_is_written_between_two_checks() {
+    let mut options = BrokerOptions::default();
+    options.store.segment_bytes_max = 64 << 10;
+    options.store.recycle_bytes_max = 256 << 10;
+    let interval = options.retention_check_interval;
+    let broker = open_with(Arc::new(SimDisk::new(1)), options);
+    let mut peer = Peer::new(&broker);
+    let config = TopicConfig { retention_bytes: Some(64 << 10), ..topic_config(1) };
+    let request = CreateTopic { name: "orders".to_string(), config, if_not_exists: false };
+    let CreateTopicReply { id: topic, .. } = peer.ask(&request).unwrap();
+    let epoch = peer.leader_epoch("orders");
+    let text = "x".repeat(30 << 10);
+    let begun = peer.now.monotonic;
+    for tag in 0..120 {
+        peer.send_event(&publish(topic, epoch, ProducerId::NONE, tag, &[&text]));
+        peer.settle();
+        peer.now.monotonic += interval / 200;
+        broker.tick(peer.now);
+        broker.store().maintain(peer.now.wall);
+    }
+    assert!(peer.now.monotonic < begun + interval, "only the first check was due by time");
+    let stats = broker.store().stats();
+    assert_eq!(stats.segment_files_removed, 0, "{stats:?}");
+    assert!(stats.segment_files_recycled > 3 * stats.segment_files_new, "{stats:?}");
 }

@@ -159,14 +159,7 @@ impl Peer {
     }
 
     pub(crate) fn create_topic(&mut self, name: &str, partitions: u32) -> TopicId {
-        let config = TopicConfig {
-            partitions,
-            kind: TopicKind::Log,
-            durability: Durability::Fsync,
-            retention_ms: None,
-            retention_bytes: None,
-            message_bytes_max: None,
-        };
+        let config = topic_config(partitions);
         let request = CreateTopic { name: name.to_string(), config, if_not_exists: false };
         let reply: CreateTopicReply = self.ask(&request).unwrap();
         assert!(reply.created);
@@ -218,6 +211,18 @@ impl Peer {
     ) -> SubscribeReply {
         let request = subscribe(handle, topic, name, Start::Earliest);
         self.ask(&request).unwrap()
+    }
+}
+
+/// A log topic of class `fsync`, kept for ever.
+pub(crate) fn topic_config(partitions: u32) -> TopicConfig {
+    TopicConfig {
+        partitions,
+        kind: TopicKind::Log,
+        durability: Durability::Fsync,
+        retention_ms: None,
+        retention_bytes: None,
+        message_bytes_max: None,
     }
 }
 
