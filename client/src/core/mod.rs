@@ -405,8 +405,8 @@ impl Engine {
 
     /// When `on_time` is to be called next.
     #[must_use]
-    pub fn deadline(&self, now: Duration) -> Option<Duration> {
-        let producers = self.producers.iter().flatten().filter_map(|p| p.deadline(now)).min();
+    pub fn deadline(&mut self, now: Duration) -> Option<Duration> {
+        let producers = self.producers.iter_mut().flatten().filter_map(|p| p.deadline(now)).min();
         let attach = self.subscriptions.values().filter_map(Subscription::retry_at).min();
         let sweep = self.needs_sweep().then_some(self.next_sweep);
         [producers, attach, sweep, self.link.life_deadline()].into_iter().flatten().min()
@@ -627,6 +627,7 @@ impl Engine {
             return Enqueue::Ended(Ended::Closed);
         };
         let outcome = producer.enqueue(clock, message, ticket, &mut self.wakes);
+        self.attention |= producer.take_wanted();
         if producer.has_ready() && !producer.listed {
             producer.listed = true;
             self.ready.push_back(key.0);

@@ -38,6 +38,8 @@ use super::{
 const REOPEN_WAIT: Duration = Duration::from_millis(100);
 /// Messages of one batch that share one reading of the clock.
 const CLOCK_EVERY: u32 = 64;
+/// For so many lingers after a batch had to linger, the connection looks once per linger by itself.
+const LINGERS_AGAIN: u32 = 16;
 
 /// How a producer batches, waits and gives up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -135,6 +137,12 @@ pub(crate) struct Producer {
     ready: VecDeque<u32>,
     /// When to look at a lane again; each lane at most once (`Lane::timed`).
     timers: BinaryHeap<Reverse<(Duration, u32)>>,
+    /// The connection looks again by then, as far as [`Self::deadline`] asked for it.
+    looks_by: Duration,
+    /// When a batch was last opened while others were under way.
+    lingered_at: Option<Duration>,
+    /// The connection must look, because it would look too late by itself.
+    wanted: bool,
     /// Session or metadata are to be asked for again at this time.
     reopen_at: Option<Duration>,
     outstanding: usize,
@@ -220,6 +228,9 @@ impl Producer {
             message_bytes_max: usize::MAX,
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
+            looks_by: Duration::MAX,
+            lingered_at: None,
+            wanted: false,
             reopen_at: None,
             outstanding: 0,
             outstanding_bytes: 0,
@@ -302,9 +313,14 @@ impl Producer {
             self.next_batch += 1;
             self.unresolved += 1;
             if active && lane.outstanding() > 0 && !lane.timed {
-                // The connection looks within one linger anyway (`deadline`): no wake is needed.
                 lane.timed = true;
-                self.timers.push(Reverse((now + self.options.linger, at)));
+                let due = now + self.options.linger;
+                self.timers.push(Reverse((due, at)));
+                self.lingered_at = Some(now);
+                if due < self.looks_by {
+                    self.looks_by = due;
+                    self.wanted = true;
+                }
             }
         } else if !active || lane.open_count().is_multiple_of(CLOCK_EVERY) {
             lane.set_timestamp(clock().1);
@@ -688,14 +704,24 @@ impl Producer {
         }
     }
 
-    /// When to look again. While something is under way, one linger from now at the latest: so an
-    /// application that opens a batch meanwhile need not wake the connection.
-    pub(crate) fn deadline(&self, now: Duration) -> Option<Duration> {
+    /// When to look again. While batches linger again and again, one linger from now at the latest: so an
+    /// application that opens a batch meanwhile need not wake the connection. An application that waits for
+    /// each answer opens none meanwhile, and causes no timer: setting one costs a system call.
+    pub(crate) fn deadline(&mut self, now: Duration) -> Option<Duration> {
+        let linger = self.options.linger;
         let timer = self.timers.peek().map(|Reverse((due, _))| *due);
-        let lingering = (self.outstanding > 0 && !self.options.linger.is_zero())
-            .then(|| now + self.options.linger);
+        let lately = |at| now.saturating_sub(at) / LINGERS_AGAIN < linger;
+        let lingers = self.outstanding > 0 && self.lingered_at.is_some_and(lately);
+        let lingering = lingers.then(|| now + linger);
         let reopen = self.reopen_at.filter(|_| matches!(self.phase, Phase::Opening { .. }));
-        [timer, lingering, reopen].into_iter().flatten().min()
+        let due = [timer, lingering, reopen].into_iter().flatten().min();
+        self.looks_by = due.unwrap_or(Duration::MAX);
+        due
+    }
+
+    /// Whether the connection must look, since the last call.
+    pub(crate) fn take_wanted(&mut self) -> bool {
+        std::mem::take(&mut self.wanted)
     }
 
     /// Ends what is older than `delivery_timeout`, and a build that took too long.

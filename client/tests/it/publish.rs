@@ -67,6 +67,48 @@ fn a_waiting_batch_goes_after_the_linger_although_nothing_was_confirmed() {
 }
 
 #[test]
+fn only_batches_that_linger_make_the_driver_look_early() {
+    let linger = options().linger;
+    let mut world = World::new(1);
+    let key = world.producer(options());
+    for _ in 0..3 {
+        world.enqueue(key, "alone");
+        world.pump();
+        let due = world.engine.deadline(world.now).unwrap();
+        assert!(due > world.now + linger, "nobody lingers while each answer is awaited");
+    }
+    world.peer.hold = true;
+    world.enqueue(key, "under way");
+    world.pump();
+    let asked_for = world.engine.deadline(world.now).unwrap();
+    assert!(world.engine.take_attention() && asked_for > world.now + linger);
+    world.enqueue(key, "lingers");
+    assert!(world.engine.take_attention(), "the driver would look too late by itself");
+    assert_eq!(world.engine.deadline(world.now), Some(world.now + linger));
+    world.pass(linger);
+    assert_eq!(world.peer.published.len(), 5, "it went although nothing was confirmed");
+    assert_eq!(world.engine.deadline(world.now), Some(world.now + linger));
+    world.enqueue(key, "lingers again");
+    assert!(!world.engine.take_attention(), "the driver looks in time by itself");
+    world.pass(32 * linger);
+    assert!(world.engine.deadline(world.now).unwrap() > world.now + linger, "it is over");
+}
+
+#[test]
+fn without_linger_a_batch_does_not_wait_for_the_one_before() {
+    let mut world = World::new(1);
+    let key = world.producer(ProducerOptions { linger: Duration::ZERO, ..options() });
+    world.peer.hold = true;
+    world.enqueue(key, "a");
+    world.pump();
+    world.engine.take_attention();
+    world.enqueue(key, "b");
+    assert!(world.engine.take_attention(), "the driver is to look now");
+    world.pump();
+    assert_eq!(world.peer.published.len(), 2);
+}
+
+#[test]
 fn a_full_batch_goes_at_once() {
     let mut world = World::new(1);
     let key = world.producer(ProducerOptions { batch_bytes: 200, ..options() });
@@ -96,7 +138,7 @@ fn the_driver_is_woken_once_for_a_batch_not_for_each_message() {
         world.enqueue(key, &format!("{n}"));
         woken += u32::from(world.engine.take_attention());
     }
-    assert_eq!(woken, 1, "while something is unconfirmed, the driver comes by itself");
+    assert_eq!(woken, 2, "once more for the batch that lingers");
 }
 
 #[test]
