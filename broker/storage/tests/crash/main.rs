@@ -211,6 +211,40 @@ fn random_case(seed: u64, bug: Bug) -> Result<u64, String> {
     Ok(acked)
 }
 
+/// A life whose cache holds what the disk has lost: entries that D proves and only the journal holds
+/// durably, then a checkpoint whose sync of the segments fails and leaves their pages clean. What recovery
+/// puts in the segments is all that is left once the next checkpoint has let the journal go.
+fn lost_pages_case(seed: u64, bug: Bug) -> Result<u64, String> {
+    let mut random = SimRandom::new(seed);
+    let mut run = Run::new(seed, bug);
+    expect_open(&run.open(Allow::PowerLoss)?)?;
+    let mut actions = random_script(seed);
+    actions.truncate(random.index(actions.len() + 1));
+    for _ in 0..1 + random.below(4) {
+        let log = u8::from(random.one_in(2));
+        actions.extend([Action::Append { log, len: 1 + random.index(1_500) }, Action::Step]);
+    }
+    // The mark: it says that the last of them is durable.
+    actions.extend([Action::Step; 2]);
+    run.run(&actions)?;
+    let fail_sync_at = Some(run.disk.operations() + 1);
+    run.plan(FaultPlan { fail_sync_at, ..FaultPlan::default() });
+    run.run(&[Action::Checkpoint])?;
+    run.crash(CrashKind::Process);
+    expect_open(&run.open(Allow::PowerLoss)?)?;
+    run.run(&[Action::Checkpoint])?;
+    run.crash(CrashKind::Power);
+    expect_open(&run.open(Allow::PowerLoss)?)?;
+    Ok(run.model.acked())
+}
+
+#[test]
+fn what_the_cache_shows_and_the_disk_has_lost_is_written_again() {
+    for seed in seeds(150) {
+        must(lost_pages_case(seed, Bug::None), &|| replay("what_the_cache_shows", seed));
+    }
+}
+
 /// Seeds to run: those of the environment, else a few.
 fn seeds(few: u64) -> Range<u64> {
     let number = |name: &str| {
@@ -325,14 +359,12 @@ fn found_in(bug: Bug, seeds: Range<u64>, enough: u64) -> (u64, u64) {
     (found, tried)
 }
 
-/// One try at finding a bug: a random life, and for what shows only by rot a flipped byte.
+/// One try at finding a bug: a random life, or the one that makes the bug show.
 fn bug_case(seed: u64, bug: Bug) -> Result<(), String> {
-    let caught = std::panic::catch_unwind(|| {
-        if bug == Bug::CutBelowWatermark {
-            rot_case(seed, bug)
-        } else {
-            random_case(seed, bug).map(|_| ())
-        }
+    let caught = std::panic::catch_unwind(|| match bug {
+        Bug::CutBelowWatermark => rot_case(seed, bug),
+        Bug::SkipEqual => lost_pages_case(seed, bug).map(|_| ()),
+        _ => random_case(seed, bug).map(|_| ()),
     });
     caught.unwrap_or_else(|_| Err("panicked".to_string()))
 }
@@ -396,6 +428,11 @@ fn cutting_below_the_durable_watermark_is_found() {
 #[test]
 fn trusting_the_page_cache_after_a_crash_is_found() {
     must_find(&[Bug::TrustCache, Bug::RecoveryGroupUnsynced]);
+}
+
+#[test]
+fn leaving_out_what_reads_back_equal_is_found() {
+    must_find(&[Bug::SkipEqual]);
 }
 
 #[test]

@@ -40,6 +40,8 @@ pub(crate) enum Bug {
     NoDirectorySync,
     /// Recovery believes the page cache: syncs nothing, and writes nothing that reads back equal.
     TrustCache,
+    /// Recovery writes nothing to segments that reads back equal, and syncs everything.
+    SkipEqual,
     /// Recovery does not sync its group.
     RecoveryGroupUnsynced,
     /// Recovery does not sync the manifest.
@@ -235,7 +237,7 @@ impl DiskFile for MutantFile {
     fn write_at(&self, offset: u64, bufs: &[IoSlice<'_>]) -> io::Result<()> {
         let mut bytes: Vec<u8> = bufs.iter().flat_map(|buf| buf.iter().copied()).collect();
         let bug = self.state.bug;
-        let skips_equal = bug == Bug::TrustCache;
+        let skips_equal = matches!(bug, Bug::TrustCache | Bug::SkipEqual);
         if skips_equal && self.kind == Kind::Segment && self.state.is_in(Phase::Open) {
             let mut present = vec![0; bytes.len()];
             let read = self.inner.read_at(offset, &mut present)?;
