@@ -13,6 +13,7 @@
 
 mod conclude;
 mod directory;
+mod files;
 mod journal;
 mod log_state;
 mod read;

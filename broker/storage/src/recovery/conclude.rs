@@ -1,8 +1,9 @@
 //! Carrying the outcome of replay out.
 //!
-//! Owns the writes of recovery and their order (rules 14 and 15): one Recovery group into a file that no
-//! manifest needs, synced; then every live Inline to its segment, without comparing; then the state for
-//! the store. Never reuses a segment file, never reads back what it wrote.
+//! Owns the writes of recovery and their order (rules 14 and 15): first every file that is needed, so that
+//! a full disk stops it before anything is written; one Recovery group into a file that no manifest needs,
+//! synced; then every live Inline to its segment, without comparing; then the state for the store. Never
+//! reuses a segment file, never reads back what it wrote.
 //!
 //! A crash at any point leaves the old evidence whole: the Recovery group voids it only once it is whole
 //! itself, and what it moves is written to new files.
@@ -14,11 +15,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::files::{FileLen, Files, create, is_full};
 use super::journal::SurveyedFile;
 use super::log_state::{FramePlace, InlineWrite, LogState, Segment, Source};
 use super::read::Window;
 use super::replay::Outcome;
-use super::segments::{SegmentFile, Span};
+use super::segments::Span;
 use super::{Analysis, COUNTER_JUMP, io_error};
 use crate::LogKey;
 use crate::disk::{Disk, DiskFile, OpenMode};
@@ -35,7 +37,8 @@ use crate::recovered::{
 /// Settles the directory and returns its state.
 ///
 /// # Errors
-/// `Io`: a second attempt is safe. `StorageFull` within means that recovery itself needs some space.
+/// `Io`: a second attempt is safe. `StorageFull` within means that recovery itself needs some space; then
+/// nothing of it is left behind.
 pub(crate) fn conclude(
     disk: &dyn Disk,
     options: &StoreOptions,
@@ -84,14 +87,22 @@ pub(crate) fn conclude(
     state.report.torn = outcome.torn;
     state.journal.next_generation =
         journal.generation_max.max(manifest.oldest_generation).saturating_add(COUNTER_JUMP);
-    let moves = plan_moves(disk, options, &outcome, &mut state)?;
+    let moves = plan_moves(disk, &outcome, &mut state)?;
     let (count, body) = recovery_records(&outcome, &moves);
-    write_group(disk, options, &outcome, count, &body, &mut state)?;
+    let header = group_header(&outcome, state.journal.next_generation, count, &body);
     for log in outcome.logs.values_mut() {
         settle_segments(log, moves.get(&log.key));
-        write_segments(log, moves.get(&log.key), &mut files, options)?;
     }
-    if files.created {
+    let made = make_segments(&outcome, &moves, &mut files, options)
+        .and_then(|()| make_journal(disk, options, &header, &mut state.journal));
+    if made.as_ref().is_err_and(is_full) {
+        files.remove_new()?;
+    }
+    write_group(disk, made?, &header, &body, &mut state.journal)?;
+    for log in outcome.logs.values() {
+        write_segments(log, moves.get(&log.key), &files)?;
+    }
+    if !files.new.is_empty() {
         disk.sync_dir(names::SEGMENTS).map_err(io_error("syncing the segments' directory"))?;
     }
     hand_over(&mut state, outcome.logs.into_values().collect(), &files);
@@ -117,15 +128,12 @@ fn journal_state(files: &[SurveyedFile], keep: u64) -> RecoveredJournal {
 /// Survivors of one log and the new segment that they move to.
 struct Move {
     roll: Roll,
-    /// Length of the new file.
-    len: u64,
     runs: Vec<(Span, u64, Bytes)>,
     end_position: u64,
 }
 
 fn plan_moves(
     disk: &dyn Disk,
-    options: &StoreOptions,
     outcome: &Outcome,
     state: &mut RecoveredState,
 ) -> Result<BTreeMap<LogKey, Move>, OpenError> {
@@ -157,20 +165,17 @@ fn plan_moves(
             runs.push((survivor.span, position, bytes));
             position = end;
         }
-        let len = segment_len(options, position);
-        moves.insert(log.key, Move { roll, len, runs, end_position: position });
+        moves.insert(log.key, Move { roll, runs, end_position: position });
     }
     Ok(moves)
 }
 
 /// Length of a new segment file that holds bytes up to `end`.
-fn segment_len(options: &StoreOptions, end: u64) -> u64 {
-    let needed = end.checked_next_power_of_two().unwrap_or(end);
-    options.segment_bytes_min.max(if needed > options.segment_bytes_max {
-        sector_ceil(end)
-    } else {
-        needed
-    })
+fn segment_len(options: &StoreOptions, end: u64) -> FileLen {
+    let need = sector_ceil(end);
+    let rounded = end.checked_next_power_of_two().unwrap_or(end);
+    let want = if rounded > options.segment_bytes_max { need } else { rounded };
+    FileLen { want: options.segment_bytes_min.max(want), need }
 }
 
 /// The entries of a frame whose bytes were not kept.
@@ -261,33 +266,41 @@ fn group_header(outcome: &Outcome, generation: u64, count: u32, body: &[u8]) -> 
     }
 }
 
-/// Writes the Recovery group into a free or new journal file and syncs it.
-fn write_group(
+/// Takes a free journal file for the Recovery group, or makes one.
+fn make_journal(
     disk: &dyn Disk,
     options: &StoreOptions,
-    outcome: &Outcome,
-    count: u32,
-    body: &[u8],
-    state: &mut RecoveredState,
-) -> Result<(), OpenError> {
-    let journal = &mut state.journal;
-    let header = group_header(outcome, journal.next_generation, count, body);
-    let needed = header.end();
-    let fits = journal.free.iter().position(|free| free.len >= needed);
-    let (free, mode) = match fits {
-        Some(at) => (journal.free.remove(at), OpenMode::ReadWrite),
+    header: &GroupHeader,
+    journal: &mut RecoveredJournal,
+) -> Result<(JournalFile, Arc<dyn DiskFile>), OpenError> {
+    let (need, generation) = (header.end(), header.generation);
+    let fits = journal.free.iter().position(|free| free.len >= need);
+    let number = fits.map_or(journal.next_file, |at| journal.free[at].file);
+    let path = names::journal(number);
+    let opened = match fits {
+        Some(at) => {
+            let len = journal.free.remove(at).len;
+            disk.open(&path, OpenMode::ReadWrite).map(|file| (file, len))
+        }
         None => {
-            let len = options.journal_bytes_min.max(needed);
-            (FreeFile { file: journal.next_file, len }, OpenMode::Create)
+            let want = options.journal_bytes_min.max(need);
+            create(disk, &path, FileLen { want, need })
         }
     };
-    journal.next_file = journal.next_file.max(free.file.saturating_add(1));
-    let path = names::journal(free.file);
-    let doing = || format!("writing the recovery group to {path}");
-    let file = disk.open(&path, mode).map_err(io_error(doing()))?;
-    if mode == OpenMode::Create {
-        file.allocate(free.len).map_err(io_error(doing()))?;
-    }
+    let (file, len) = opened.map_err(io_error(format!("opening {path} for writing")))?;
+    journal.next_file = journal.next_file.max(number.saturating_add(1));
+    Ok((JournalFile { file: number, generation, len }, file))
+}
+
+/// Writes the Recovery group into its file and syncs it.
+fn write_group(
+    disk: &dyn Disk,
+    (used, file): (JournalFile, Arc<dyn DiskFile>),
+    header: &GroupHeader,
+    body: &[u8],
+    journal: &mut RecoveredJournal,
+) -> Result<(), OpenError> {
+    let doing = || format!("writing the recovery group to {}", names::journal(used.file));
     let sector = header.encode();
     let padding = body.len().next_multiple_of(SECTOR) - body.len();
     let (zeros, trailer) = ([0; SECTOR], header.trailer().encode());
@@ -300,8 +313,7 @@ fn write_group(
     file.write_at(0, &parts).map_err(io_error(doing()))?;
     file.sync().map_err(io_error(doing()))?;
     disk.sync_dir(names::JOURNAL).map_err(io_error("syncing the journal's directory"))?;
-    let used = JournalFile { file: free.file, generation: header.generation, len: free.len };
-    journal.current = Some((used, needed));
+    journal.current = Some((used, header.end()));
     journal.next_generation = header.generation + 1;
     journal.next_group = header.group + 1;
     journal.durable_group = header.group;
@@ -340,57 +352,37 @@ fn settle_segments(log: &mut LogState, moved: Option<&Move>) {
     log.segments.push(Segment { at, dirty: true, rolled: true });
 }
 
-/// The segment files, with their lengths as they become.
-struct Files<'a> {
-    disk: &'a dyn Disk,
-    found: &'a BTreeMap<u32, SegmentFile>,
-    lens: BTreeMap<u32, u64>,
-    created: bool,
-}
-
-impl<'a> Files<'a> {
-    fn new(disk: &'a dyn Disk, found: &'a BTreeMap<u32, SegmentFile>) -> Self {
-        let lens = found.iter().map(|(file, found)| (*file, found.len)).collect();
-        Self { disk, found, lens, created: false }
-    }
-
-    fn last(&self) -> Option<u32> {
-        self.lens.keys().next_back().copied()
-    }
-
-    /// Opens a segment file for writing, at least `len` long; creates it when it is missing.
-    fn open(&mut self, file: u32, len: u64) -> Result<Arc<dyn DiskFile>, OpenError> {
-        let path = names::segment(file);
-        let doing = || format!("opening {path} for writing");
-        let known = self.lens.get(&file).copied();
-        let mode = if known.is_some() { OpenMode::ReadWrite } else { OpenMode::Create };
-        let handle = self.disk.open(&path, mode).map_err(io_error(doing()))?;
-        if known.unwrap_or(0) < len {
-            handle.allocate(len).map_err(io_error(doing()))?;
-            self.lens.insert(file, len);
+/// Makes every segment file that is missing or too short, before anything is written: what a full disk
+/// stops has changed nothing, and the space that somebody frees is there for the next attempt.
+fn make_segments(
+    outcome: &Outcome,
+    moves: &BTreeMap<LogKey, Move>,
+    files: &mut Files<'_>,
+    options: &StoreOptions,
+) -> Result<(), OpenError> {
+    for log in outcome.logs.values() {
+        for segment in log.segments.iter().filter(|segment| segment.dirty && segment.rolled) {
+            let at = &segment.at;
+            let moved = moves.get(&log.key).filter(|moved| moved.roll.salt == at.salt);
+            let end = moved.map_or(at.end_position, |moved| moved.end_position);
+            files.make(at.file, segment_len(options, end))?;
         }
-        self.created |= known.is_none();
-        Ok(handle)
     }
+    Ok(())
 }
 
 /// Writes first sectors that may be missing, every live Inline, every volatile frame that counts.
 fn write_segments(
     log: &LogState,
     moved: Option<&Move>,
-    files: &mut Files<'_>,
-    options: &StoreOptions,
+    files: &Files<'_>,
 ) -> Result<(), OpenError> {
     for segment in log.segments.iter().filter(|segment| segment.dirty) {
         let at = &segment.at;
         let header = header_of(log, at);
         let found = files.found.get(&at.file).and_then(|file| file.header);
         let moved = moved.filter(|moved| moved.roll.salt == at.salt);
-        let len = moved.map_or_else(
-            || if segment.rolled { segment_len(options, at.end_position) } else { 0 },
-            |moved| moved.len,
-        );
-        let file = files.open(at.file, len)?;
+        let file = files.open(at.file)?;
         let doing = || format!("writing {}", names::segment(at.file));
         if segment.rolled || found != Some(header) {
             let sector = header.encode();

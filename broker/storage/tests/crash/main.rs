@@ -26,6 +26,9 @@ fn allow(kind: CrashKind) -> Allow {
     }
 }
 
+/// Bytes left on a full disk: none, a sector, too little for what recovery would like to make, almost enough.
+const ROOMS: [u64; 5] = [0, 512, 5 << 10, 9 << 10, 17 << 10];
+
 /// What goes wrong in one run besides the last power loss.
 #[derive(Clone, Copy, Debug)]
 struct Case {
@@ -153,6 +156,70 @@ fn failed_sync_or_write_ends_the_store_and_loses_nothing_acknowledged() {
                 must(crash_case(&actions, case, Bug::None), &|| format!("{case:?}"));
             }
         }
+    }
+}
+
+/// A crash, then recoveries with so many bytes left on the disk, then one with enough. Tells whether the
+/// first one found room.
+fn full_disk_case(actions: &[Action], case: Case, room: u64) -> Result<bool, String> {
+    let mut run = Run::new(case.seed, Bug::None);
+    expect_open(&run.open(Allow::PowerLoss)?)?;
+    run.plan(case.plan);
+    run.run(actions)?;
+    run.crash(case.kind);
+    let mut allowed = allow(case.kind);
+    run.leave_room(room);
+    let names = |run: &Run| run.disk.files().into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    let before = names(&run);
+    for kind in [CrashKind::Process, CrashKind::Power] {
+        match run.open(allowed)? {
+            Opening::Full => {}
+            Opening::Open => return serve_on_full_disk(run, kind).map(|()| true),
+            other => return Err(format!("a full disk opens as {other:?}")),
+        }
+        // What an attempt takes is not there for the next one.
+        let after = names(&run);
+        if after != before {
+            return Err(format!("a failed attempt leaves files behind: {before:?}, {after:?}"));
+        }
+        if kind == CrashKind::Power {
+            allowed = Allow::PowerLoss;
+        }
+        run.crash(kind);
+    }
+    run.leave_room(1 << 39);
+    expect_open(&run.open(allowed)?)?;
+    run.run(&[Action::Append { log: 0, len: 70 }, Action::Step])?;
+    run.crash(CrashKind::Power);
+    expect_open(&run.open(Allow::PowerLoss)?)?;
+    Ok(false)
+}
+
+/// A store that found room to recover goes on as on any full disk: with refusals.
+fn serve_on_full_disk(mut run: Run, kind: CrashKind) -> Result<(), String> {
+    run.run(&[Action::State { log: 0 }, Action::Append { log: 1, len: 900 }])?;
+    run.run(&[Action::Step, Action::Checkpoint, Action::Step, Action::Close])?;
+    run.crash(kind);
+    run.leave_room(1 << 39);
+    expect_open(&run.open(Allow::PowerLoss)?)
+}
+
+#[test]
+fn recovery_on_a_full_disk_says_so_or_succeeds_and_loses_nothing() {
+    let actions = script();
+    let mut outcomes = BTreeMap::new();
+    for at in operations(&actions, 0).step_by(3) {
+        for (kind, room) in KINDS.into_iter().flat_map(|kind| ROOMS.map(|room| (kind, room))) {
+            let plan = FaultPlan { crash_at: Some(at), ..FaultPlan::default() };
+            let case = Case { seed: at, plan, kind, again: None };
+            let opened = full_disk_case(&actions, case, room)
+                .unwrap_or_else(|error| panic!("{error}\n  in {case:?} with {room} bytes left"));
+            *outcomes.entry((room, opened)).or_insert(0_u64) += 1;
+        }
+    }
+    println!("{outcomes:?}");
+    for opened in [false, true] {
+        assert!(outcomes.keys().any(|(_, outcome)| *outcome == opened), "{outcomes:?}");
     }
 }
 

@@ -3,6 +3,7 @@
 //! Owns the scripts and how an action is carried out and told to the model.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -169,6 +170,9 @@ impl Run {
         let opened = match Store::open(disk, options()) {
             Ok(opened) => opened,
             Err(_) if self.disk.crashed() => return Ok(Opening::Crashed),
+            Err(OpenError::Io { source, .. }) if source.kind() == ErrorKind::StorageFull => {
+                return Ok(Opening::Full);
+            }
             Err(error @ OpenError::Io { .. }) => return Ok(Opening::Failed(error.to_string())),
             Err(error) => return Ok(Opening::Refused(error.to_string())),
         };
@@ -359,6 +363,8 @@ pub(crate) enum Opening {
     Open,
     /// The planned crash came first.
     Crashed,
+    /// Recovery needs space that is not there.
+    Full,
     /// The device failed.
     Failed(String),
     /// The directory was refused.
