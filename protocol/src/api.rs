@@ -136,4 +136,28 @@ apis! {
     DeleteSubscription = 40, Request;
     /// The offset at a place or a time.
     ListOffsets = 41, Request;
+    /// Attach a consumer to a queue-mode subscription.
+    Consume = 50, Request;
+    /// Messages that are leased to a consumer.
+    Lease = 51, Event;
+    /// Leased messages are processed.
+    Ack = 52, Request;
+    /// Leased messages are given back.
+    Return = 53, Request;
+    /// Renew all leases of an attachment.
+    Renew = 54, OneWay;
+    /// Leases have ended without the consumer.
+    LeaseLost = 55, Event;
+    /// Create a queue.
+    CreateQueue = 56, Request;
+    /// Create a durable subscription.
+    CreateSubscription = 57, Request;
+    /// Change the policy of a queue-mode subscription.
+    AlterQueue = 58, Request;
+    /// Numbers and consumers of a queue-mode subscription.
+    DescribeQueue = 59, Request;
+    /// What keeps one message of a queue-mode subscription.
+    WhyMessage = 60, Request;
+    /// Settle everything in a queue-mode subscription.
+    PurgeQueue = 61, Request;
 }

@@ -248,7 +248,7 @@ impl BatchFields {
     }
 
     /// The field bytes.
-    fn encode(&self) -> [u8; BATCH_FIELD_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; BATCH_FIELD_BYTES] {
         let mut bytes = [0; BATCH_FIELD_BYTES];
         let mut out = bytes.as_mut_slice();
         out.put_i16(i16::from(self.compression as u8));
@@ -320,7 +320,7 @@ impl RecordBlock {
     /// The records, borrowed: the fast way. The first error ends the iteration.
     #[must_use]
     pub fn views(&self) -> RecordViews<'_> {
-        RecordViews { rest: &self.records, walk: Walk::new(&self.fields) }
+        RecordViews::new(&self.fields, &self.records)
     }
 
     /// The records, shared. The first error ends the iteration.
@@ -390,6 +390,18 @@ impl Walk {
 pub struct RecordViews<'a> {
     rest: &'a [u8],
     walk: Walk,
+}
+
+impl<'a> RecordViews<'a> {
+    /// The records in `rest`, decompressed, of a batch with these fields.
+    pub(crate) fn new(fields: &BatchFields, rest: &'a [u8]) -> Self {
+        Self { rest, walk: Walk::new(fields) }
+    }
+
+    /// The bytes of the records that are still to come.
+    pub(crate) fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
 }
 
 impl<'a> Iterator for RecordViews<'a> {

@@ -9,9 +9,9 @@
 use bytes::{BufMut, BytesMut};
 
 use crate::types::{
-    ClusterId, CorrelationId, Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId,
-    ProducerEpoch, ProducerId, Sequence, StorageId, SubscriptionHandle, SubscriptionId,
-    TimestampMs, TopicId, TopicKind,
+    ClusterId, CorrelationId, Durability, EntryIndex, LeaderEpoch, MemberId, NodeId, Offset,
+    PartitionId, ProducerEpoch, ProducerId, Sequence, StorageId, SubscriptionHandle,
+    SubscriptionId, TimestampMs, TopicId, TopicKind,
 };
 
 /// The longest string in bytes. Longer ones are refused by every decoder.
@@ -37,8 +37,8 @@ pub enum DecodeError {
     /// A string is longer than [`STRING_BYTES_MAX`].
     #[error("a string has {0} bytes, more than {STRING_BYTES_MAX}")]
     StringTooLong(usize),
-    /// A list claims more items than its bytes, or [`LIST_ITEMS_MAX`], allow.
-    #[error("a list claims {0} items, more than its bytes can hold")]
+    /// A list claims more items than its bytes, or the bound of its type, allow.
+    #[error("a list claims {0} items, more than its bytes can hold or than are allowed")]
     ListTooLong(u32),
     /// The frame is of another api or version than the one asked for.
     #[error("the frame has api {api} version {version}, which is not the expected message")]
@@ -108,17 +108,25 @@ impl<'a> Reader<'a> {
         std::str::from_utf8(self.bytes(len)?).map_err(|_not_utf8| DecodeError::Utf8)
     }
 
-    /// A list's item count, which the bytes that are left can hold.
+    /// A list's item count, at most [`LIST_ITEMS_MAX`], which the bytes that are left can hold.
     ///
     /// # Errors
     /// [`DecodeError::ListTooLong`] if `count * item_bytes_min` bytes are not there.
     pub fn count(&mut self, item_bytes_min: usize) -> Result<usize, DecodeError> {
+        self.count_within(item_bytes_min, LIST_ITEMS_MAX)
+    }
+
+    fn count_within(
+        &mut self,
+        item_bytes_min: usize,
+        items_max: u32,
+    ) -> Result<usize, DecodeError> {
         let count: u32 = self.take()?;
         let fits = usize::try_from(count)
             .ok()
             .filter(|count| count.saturating_mul(item_bytes_min.max(1)) <= self.rest.len());
         match fits {
-            Some(fits) if count <= LIST_ITEMS_MAX => Ok(fits),
+            Some(fits) if count <= items_max => Ok(fits),
             _ => Err(DecodeError::ListTooLong(count)),
         }
     }
@@ -176,6 +184,8 @@ impl<'a> Writer<'a> {
 pub trait Wire: Sized {
     /// The fewest bytes that a value takes; bounds what a list's count may claim.
     const BYTES_MIN: usize;
+    /// The most such values that one list may hold.
+    const LIST_MAX: u32 = LIST_ITEMS_MAX;
 
     /// Appends the value.
     fn put(&self, out: &mut Writer<'_>);
@@ -185,6 +195,11 @@ pub trait Wire: Sized {
     /// # Errors
     /// The bytes are too few, or not a canonical value of the type.
     fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError>;
+
+    /// Whether `self` may stand in a list right after `before`. A type whose lists are ordered says so here.
+    fn may_follow(&self, _before: &Self) -> bool {
+        true
+    }
 }
 
 macro_rules! wire_numbers {
@@ -226,6 +241,7 @@ wire_newtypes!(
     CorrelationId(u64),
     EntryIndex(u64),
     LeaderEpoch(u32),
+    MemberId([u8; 16]),
     NodeId(u32),
     Offset(u64),
     PartitionId(u32),
@@ -330,10 +346,14 @@ impl<T: Wire> Wire for Vec<T> {
     }
 
     fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let count = input.count(T::BYTES_MIN)?;
+        let count = input.count_within(T::BYTES_MIN, T::LIST_MAX)?;
         let mut items = Self::with_capacity(count);
         for _ in 0..count {
-            items.push(input.take()?);
+            let item: T = input.take()?;
+            if items.last().is_some_and(|before| !item.may_follow(before)) {
+                return Err(DecodeError::Invalid("order of a list"));
+            }
+            items.push(item);
         }
         Ok(items)
     }

@@ -181,6 +181,12 @@ error_codes! {
     InvalidSubscriptionName = 54, Rejected, Never;
     /// The connection or the topic has as many subscriptions as allowed.
     SubscriptionLimit = 55, Rejected, Never;
+    /// The subscription was sought or purged since: what was handed out before is void.
+    StaleSubscriptionEpoch = 56, Rejected, Never;
+    /// The subscription is of the other mode (stream, queue).
+    WrongSubscriptionMode = 57, Rejected, Never;
+    /// The topic has a subscription of this name.
+    SubscriptionExists = 58, Rejected, Never;
     /// The broker waited in vain; whether the request was done is not known.
     TimedOut = 60, Unknown, SameConnection;
     /// The request is defined, but not implemented by this broker.

@@ -1,8 +1,8 @@
 //! Owns every message: its fields and, by the order of the fields, its body. Never frames one (`frame`
 //! does) and never acts on one. Driven by the client and by the broker.
 //!
-//! A body is the message's fields in order, encoded as `codec` says. `Publish`, `Confirm` and `Deliver`
-//! have fixed layouts of their own, since they carry the traffic.
+//! A body is the message's fields in order, encoded as `codec` says. `Publish`, `Confirm`, `Deliver` and
+//! `Lease` have fixed layouts of their own, since they carry the traffic.
 
 use bytes::{Bytes, BytesMut};
 
@@ -11,8 +11,11 @@ use crate::{api::Api, codec::DecodeError};
 mod confirm;
 mod deliver;
 mod hello;
+mod lease;
 mod metadata;
 mod publish;
+mod queue;
+mod run;
 mod subscribe;
 mod subscription;
 mod topic;
@@ -20,10 +23,19 @@ mod topic;
 pub use confirm::{CONFIRM_RUN_BYTES, Confirm, ConfirmRun, Outcome};
 pub use deliver::{DELIVER_HEAD_BYTES, Deliver, DeliverHead};
 pub use hello::{FEATURE_LZ4, FEATURE_ZSTD, Hello, HelloReply, Limits, Ping, PingReply};
+pub use lease::{LEASE_HEAD_BYTES, LEASE_RUN_BYTES, Lease, LeaseHead};
 pub use metadata::{BrokerAddress, Metadata, MetadataReply, PartitionMetadata, TopicMetadata};
 pub use publish::{
     AckLevel, OpenProducer, OpenProducerReply, PUBLISH_HEAD_BYTES, Publish, PublishHead,
 };
+pub use queue::{
+    Ack, AckReply, AlterQueue, AlterQueueReply, Breaker, Consume, ConsumeReply, ConsumedPartition,
+    CreateQueue, CreateQueueReply, CreateSubscription, CreateSubscriptionReply, DescribeQueue,
+    DescribeQueueReply, HeldLeases, LeaseLost, PurgeQueue, PurgeQueueReply, QueueConsumer,
+    QueuePartition, QueuePolicy, Renew, Return, ReturnAction, ReturnReply, SETTLE_MESSAGES_MAX,
+    SettleProblem, WhyMessage, WhyMessageReply,
+};
+pub use run::{AckRun, LeaseRun, RUNS_MAX, SettleException};
 pub use subscribe::{
     AckUpTo, AckUpToReply, Credit, Gap, GapReason, Seek, SeekReply, Seeked, Start, Subscribe,
     SubscribeReply, SubscribedPartition, SubscriptionClosed, Unsubscribe, UnsubscribeReply,

@@ -1,5 +1,6 @@
 //! Owns the routing of keys: key to slot to partition. Frozen: every client in every language must
-//! agree, for ever. Never chooses for messages without a key (the client does). Driven by the client.
+//! agree, for ever. Never chooses for messages without a key (the client does). Driven by the client, and by
+//! the broker, which orders by [`key_hash`].
 //!
 //! ```text
 //! slot      = top 14 bits of mix(fnv1a64(key))
@@ -22,10 +23,7 @@ const JUMP_MULTIPLIER: u64 = 2_862_933_555_777_941_757;
 /// The slot of a key, below [`SLOT_COUNT`].
 #[must_use]
 pub fn slot_of(key: &[u8]) -> u16 {
-    let hash = key
-        .iter()
-        .fold(FNV_OFFSET_BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME));
-    let [high, low, ..] = mix(hash).to_be_bytes();
+    let [high, low, ..] = mix(fnv1a64(key)).to_be_bytes();
     u16::from_be_bytes([high, low]) >> 16u32.saturating_sub(SLOT_BITS)
 }
 
@@ -43,6 +41,18 @@ pub fn partition_of(slot: u16, partitions: u32) -> PartitionId {
         candidate = numerator.checked_div((state >> 33).wrapping_add(1)).unwrap_or(u64::MAX);
     }
     PartitionId(u32::try_from(partition).unwrap_or(0))
+}
+
+/// A key's 64 bits, never 0, by which a broker keeps the messages of a key in order. Two keys that share
+/// them wait for each other, which costs time and breaks no promise.
+#[must_use]
+pub fn key_hash(key: &[u8]) -> u64 {
+    mix(fnv1a64(key)).max(1)
+}
+
+fn fnv1a64(key: &[u8]) -> u64 {
+    key.iter()
+        .fold(FNV_OFFSET_BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(FNV_PRIME))
 }
 
 fn mix(mut value: u64) -> u64 {

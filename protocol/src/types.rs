@@ -113,6 +113,10 @@ id16!(
     SubscriptionId
 );
 id16!(
+    /// A consumer's number, random and chosen by its client; the same after a reconnect.
+    MemberId
+);
+id16!(
     /// The UUID of a cluster.
     ClusterId
 );

@@ -20,15 +20,19 @@ use postrider_protocol::entry::{
 use postrider_protocol::error::ErrorBody;
 use postrider_protocol::frame::{FLAG_ERROR, FLAG_REPLY, Frame, FrameDecoder, FrameError};
 use postrider_protocol::message::{
-    AckUpTo, AckUpToReply, AlterTopic, AlterTopicReply, Confirm, CreateTopic, CreateTopicReply,
-    Credit, DeleteSubscription, DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver,
-    DescribeTopic, DescribeTopicReply, Gap, Hello, HelloReply, Limits, ListOffsets,
-    ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply,
-    OpenProducer, OpenProducerReply, Ping, PingReply, Publish, Seek, SeekReply, Seeked, Subscribe,
-    SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply,
+    Ack, AckReply, AckUpTo, AckUpToReply, AlterQueue, AlterQueueReply, AlterTopic, AlterTopicReply,
+    Confirm, Consume, ConsumeReply, CreateQueue, CreateQueueReply, CreateSubscription,
+    CreateSubscriptionReply, CreateTopic, CreateTopicReply, Credit, DeleteSubscription,
+    DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DescribeQueue,
+    DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap, Hello, HelloReply, Lease,
+    LeaseLost, Limits, ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply,
+    Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply, Ping, PingReply, Publish,
+    PurgeQueue, PurgeQueueReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
+    SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
+use postrider_protocol::rebuild::{EntryRecords, rebuild};
 use postrider_protocol::record::Record;
-use postrider_protocol::types::{Compression, Sequence};
+use postrider_protocol::types::{Compression, Offset, Sequence};
 
 pub use recovery::{pack_directory, recovery, small_options};
 
@@ -143,6 +147,18 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::ListSubscriptions => exact::<ListSubscriptions>,
         Api::DeleteSubscription => exact::<DeleteSubscription>,
         Api::ListOffsets => exact::<ListOffsets>,
+        Api::Consume => exact::<Consume>,
+        Api::Lease => lease,
+        Api::Ack => exact::<Ack>,
+        Api::Return => exact::<Return>,
+        Api::Renew => exact::<Renew>,
+        Api::LeaseLost => exact::<LeaseLost>,
+        Api::CreateQueue => exact::<CreateQueue>,
+        Api::CreateSubscription => exact::<CreateSubscription>,
+        Api::AlterQueue => exact::<AlterQueue>,
+        Api::DescribeQueue => exact::<DescribeQueue>,
+        Api::WhyMessage => exact::<WhyMessage>,
+        Api::PurgeQueue => exact::<PurgeQueue>,
     }
 }
 
@@ -163,13 +179,25 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::ListSubscriptions => exact::<ListSubscriptionsReply>,
         Api::DeleteSubscription => exact::<DeleteSubscriptionReply>,
         Api::ListOffsets => exact::<ListOffsetsReply>,
+        Api::Consume => exact::<ConsumeReply>,
+        Api::Ack => exact::<AckReply>,
+        Api::Return => exact::<ReturnReply>,
+        Api::CreateQueue => exact::<CreateQueueReply>,
+        Api::CreateSubscription => exact::<CreateSubscriptionReply>,
+        Api::AlterQueue => exact::<AlterQueueReply>,
+        Api::DescribeQueue => exact::<DescribeQueueReply>,
+        Api::WhyMessage => exact::<WhyMessageReply>,
+        Api::PurgeQueue => exact::<PurgeQueueReply>,
         Api::Publish
         | Api::Confirm
         | Api::Deliver
         | Api::Credit
         | Api::Gap
         | Api::SubscriptionClosed
-        | Api::Seeked => |_no_reply| (),
+        | Api::Seeked
+        | Api::Lease
+        | Api::Renew
+        | Api::LeaseLost => |_no_reply| (),
     }
 }
 
@@ -193,6 +221,13 @@ fn deliver(body: Bytes) {
     exact::<Deliver>(body.clone());
     if let Ok(deliver) = Deliver::decode(body) {
         check_entries(&deliver.entries);
+    }
+}
+
+fn lease(body: Bytes) {
+    exact::<Lease>(body.clone());
+    if let Ok(lease) = Lease::decode(body) {
+        check_entries(&lease.entries);
     }
 }
 
@@ -338,6 +373,24 @@ fn check_entry(view: &EntryView<'_>, body: Bytes) {
     let fits = crc32(view.body) == header.body_crc && crc32(view.trailer) == header.trailer_crc;
     assert_eq!(view.check_body().is_ok(), fits, "damage is found");
     check_batch(&Batch { body, crc: header.body_crc, record_count: header.record_count });
+    check_kept(view);
+}
+
+/// Every second record of a Data entry, in an entry of its own, is what the whole entry has there.
+fn check_kept(view: &EntryView<'_>) {
+    let limits = DecodeLimits { records_bytes_max: RECORDS_BYTES_MAX };
+    let even = |offset: Offset| offset.0.is_multiple_of(2);
+    let Ok(kept) = rebuild(view, even, limits) else { return };
+    let (part, rest) = EntryView::split(&kept).expect("what was rebuilt is an entry");
+    assert!(rest.is_empty() && part.check_body().is_ok());
+    let keys = |view: &EntryView<'_>| -> Vec<_> {
+        let records = EntryRecords::open(view, limits).expect("it was read");
+        let keys = records.keys().map(|key| key.expect("it was read"));
+        keys.filter(|(offset, _)| even(*offset))
+            .map(|(at, key)| (at, key.map(<[u8]>::to_vec)))
+            .collect()
+    };
+    assert_eq!(keys(&part), keys(view), "what is kept stays as it is");
 }
 
 /// CRC-32 (IEEE), bit by bit: another implementation than the one under test.

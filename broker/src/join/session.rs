@@ -183,7 +183,12 @@ impl Session {
                 let text = format!("{} is sent by brokers only", api.name());
                 Err(self.end(header, ErrorCode::MalformedFrame, &text))
             }
-            Direction::OneWay => self.credit(frame),
+            Direction::OneWay if api == Api::Credit => self.credit(frame),
+            Direction::OneWay => {
+                // Nobody can be attached that would need it, and a one-way message has no other answer.
+                let text = format!("{} is not served by this broker yet", api.name());
+                Err(self.end(header, ErrorCode::Unsupported, &text))
+            }
             Direction::Request if api == Api::Hello => self.hello(now, &mut inbound, frame),
             Direction::Request => {
                 drop(inbound);
@@ -238,7 +243,23 @@ impl Session {
             | Api::Credit
             | Api::Gap
             | Api::SubscriptionClosed
-            | Api::Seeked => unreachable!("no request, or handled before"),
+            | Api::Seeked
+            | Api::Lease
+            | Api::LeaseLost
+            | Api::Renew => unreachable!("no request, or handled before"),
+            Api::Consume
+            | Api::Ack
+            | Api::Return
+            | Api::CreateQueue
+            | Api::CreateSubscription
+            | Api::AlterQueue
+            | Api::DescribeQueue
+            | Api::WhyMessage
+            | Api::PurgeQueue => {
+                let text = format!("{} is not served by this broker yet", api.name());
+                self.refuse(header, ErrorBody::new(ErrorCode::Unsupported, text));
+                Ok(Ok(()))
+            }
         }?;
         if let Err(error) = done {
             self.refuse(header, error);

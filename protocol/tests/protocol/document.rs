@@ -115,9 +115,9 @@ fn written_type(rust: &str) -> String {
         return format!("({}, {})", written_type(a), written_type(b));
     }
     let word = match rust {
-        "ClusterId" | "TopicId" | "SubscriptionId" | "[u8; 16]" => "16 bytes",
+        "ClusterId" | "MemberId" | "TopicId" | "SubscriptionId" | "[u8; 16]" => "16 bytes",
         "LeaderEpoch" | "NodeId" | "PartitionId" | "SubscriptionHandle" => "u32",
-        "Offset" | "TimestampMs" => "u64",
+        "EntryIndex" | "Offset" | "TimestampMs" => "u64",
         "ProducerEpoch" => "u16",
         "ProducerId" => "i64",
         "String" => "string",
@@ -125,6 +125,8 @@ fn written_type(rust: &str) -> String {
         "Durability" => "durability",
         "ErrorCode" => "error code",
         "GapReason" => "gap reason",
+        "SettleProblem" => "settle problem",
+        "ReturnAction" => "return action",
         other => other,
     };
     word.to_owned()
@@ -135,7 +137,7 @@ fn structs(source: &str) -> Vec<(String, Vec<(String, String)>)> {
     let mut found: Vec<(String, Vec<_>)> = Vec::new();
     for line in source.lines().map(str::trim) {
         let Some(item) = line.strip_prefix("pub ") else { continue };
-        if let Some(name) = item.strip_prefix("struct ") {
+        if let Some(name) = item.strip_prefix("struct ").filter(|name| !name.starts_with('$')) {
             found.push((name.split(' ').next().unwrap().to_owned(), Vec::new()));
         } else if let Some((field, rust)) = item.split_once(": ").filter(|(f, _)| !f.contains(' '))
         {
@@ -150,7 +152,7 @@ fn structs(source: &str) -> Vec<(String, Vec<(String, String)>)> {
 fn the_document_lists_every_field_of_every_message_in_order() {
     let document = text();
     let mut structs_seen = 0;
-    for file in ["hello", "metadata", "topic", "subscribe", "subscription"] {
+    for file in ["hello", "metadata", "topic", "subscribe", "subscription", "queue", "run"] {
         let path = format!("{}/src/message/{file}.rs", env!("CARGO_MANIFEST_DIR"));
         for (name, fields) in structs(&std::fs::read_to_string(path).unwrap()) {
             structs_seen += 1;
@@ -169,5 +171,5 @@ fn the_document_lists_every_field_of_every_message_in_order() {
             assert_eq!(written, fields, "{name}");
         }
     }
-    assert!(structs_seen >= 40, "the sources are read: {structs_seen}");
+    assert!(structs_seen >= 70, "the sources are read: {structs_seen}");
 }

@@ -9,4 +9,7 @@ mod frame;
 mod golden;
 mod partition;
 mod properties;
+mod queue;
+mod queue_samples;
+mod rebuild;
 mod samples;

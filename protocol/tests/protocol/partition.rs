@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use postrider_protocol::partition::{SLOT_COUNT, partition_of, slot_of};
+use postrider_protocol::partition::{SLOT_COUNT, key_hash, partition_of, slot_of};
 
 /// Key, slot, and its partition among 1, 3, 12 and 1,000.
 const VECTORS: &[(&str, u16, [u32; 4])] = &[
@@ -24,6 +24,22 @@ fn vectors_hold() {
         assert_eq!(slot_of(key.as_bytes()), *slot, "{key:?}");
         let found = [1, 3, 12, 1000].map(|count| partition_of(*slot, count).0);
         assert_eq!(found, *partitions, "{key:?}");
+    }
+}
+
+#[test]
+fn the_hash_of_a_key_is_frozen_and_leads_to_its_slot() {
+    let hashes = [
+        ("", 0xf52a_15e9_a9b5_e89b),
+        ("a", 0x02c0_bdbf_4814_20f8),
+        ("customer-7", 0x9749_585e_a136_30d6),
+        ("Größe", 0x32bc_ba83_a28c_2069),
+    ];
+    for (key, hash) in hashes {
+        assert_eq!(key_hash(key.as_bytes()), hash, "{key:?}");
+    }
+    for (key, slot, _partitions) in VECTORS {
+        assert_eq!(key_hash(key.as_bytes()) >> 50, u64::from(*slot), "{key:?}");
     }
 }
 

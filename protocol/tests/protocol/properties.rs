@@ -31,9 +31,10 @@ macro_rules! fields {
         ($($strategy,)*).prop_map(|($($field,)*)| $type { $($field),* })
     };
 }
+pub(crate) use fields;
 
 /// A strategy for a newtype.
-fn id<I, T>(newtype: fn(I) -> T) -> BoxedStrategy<T>
+pub(crate) fn id<I, T>(newtype: fn(I) -> T) -> BoxedStrategy<T>
 where
     I: Arbitrary + 'static,
     T: std::fmt::Debug + 'static,
@@ -41,11 +42,11 @@ where
     any::<I>().prop_map(newtype).boxed()
 }
 
-fn text() -> BoxedStrategy<String> {
+pub(crate) fn text() -> BoxedStrategy<String> {
     any::<String>().boxed()
 }
 
-fn durability() -> BoxedStrategy<Durability> {
+pub(crate) fn durability() -> BoxedStrategy<Durability> {
     select(vec![Durability::Fsync, Durability::Replicated, Durability::Memory]).boxed()
 }
 
@@ -78,7 +79,7 @@ fn limits() -> BoxedStrategy<Limits> {
     .boxed()
 }
 
-fn start() -> BoxedStrategy<Start> {
+pub(crate) fn start() -> BoxedStrategy<Start> {
     prop_oneof![
         Just(Start::Earliest),
         Just(Start::Latest),
@@ -172,14 +173,14 @@ fn part() -> BoxedStrategy<Option<Bytes>> {
     option::of(vec(any::<u8>(), 0..200).prop_map(Bytes::from)).boxed()
 }
 
-fn record() -> BoxedStrategy<Record> {
+pub(crate) fn record() -> BoxedStrategy<Record> {
     let header = (text().prop_map(Bytes::from), part()).boxed();
     let headers: BoxedStrategy<Vec<Header>> = vec(header, 0..4).boxed();
     let timestamp = (0..=i64::MAX.cast_unsigned()).prop_map(TimestampMs);
     fields!(Record { key: part(), value: part(), headers: headers, timestamp: timestamp }).boxed()
 }
 
-fn codec() -> BoxedStrategy<Compression> {
+pub(crate) fn codec() -> BoxedStrategy<Compression> {
     select(vec![Compression::None, Compression::Lz4, Compression::Zstd]).boxed()
 }
 
@@ -224,7 +225,7 @@ fn deliver() -> BoxedStrategy<Deliver> {
     fields!(Deliver { head: head, entries: entries }).boxed()
 }
 
-fn survives<M: Message + PartialEq + std::fmt::Debug>(message: &M) {
+pub(crate) fn survives<M: Message + PartialEq + std::fmt::Debug>(message: &M) {
     let mut body = BytesMut::new();
     message.encode(&mut body);
     assert_eq!(M::decode(body.freeze()).as_ref(), Ok(message));

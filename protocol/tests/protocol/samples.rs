@@ -29,6 +29,8 @@ use postrider_protocol::{
     },
 };
 
+use crate::queue_samples;
+
 /// What became of decoding a body: the message in words, and its bytes when encoded again.
 pub(crate) type Recoded = Result<(String, Bytes), DecodeError>;
 
@@ -70,16 +72,16 @@ fn message<M: Message + Debug>(
     }
 }
 
-fn asked<M: Message + Debug>(name: &'static str, request: &M) -> Sample {
+pub(crate) fn asked<M: Message + Debug>(name: &'static str, request: &M) -> Sample {
     message(name, 7, 0, request)
 }
 
-fn answered<M: Message + Debug>(name: &'static str, reply: &M) -> Sample {
+pub(crate) fn answered<M: Message + Debug>(name: &'static str, reply: &M) -> Sample {
     message(name, 7, FLAG_REPLY, reply)
 }
 
 /// An event or a one-way message.
-fn told<M: Message + Debug>(name: &'static str, event: &M) -> Sample {
+pub(crate) fn told<M: Message + Debug>(name: &'static str, event: &M) -> Sample {
     message(name, 0, 0, event)
 }
 
@@ -95,17 +97,25 @@ pub(crate) fn frame_of(sample: &Sample) -> Frame {
 
 /// Every message.
 pub(crate) fn all() -> Vec<Sample> {
-    [connection(), topics(), publishing(), subscribing(), subscriptions()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        connection(),
+        topics(),
+        publishing(),
+        subscribing(),
+        subscriptions(),
+        queue_samples::consuming(),
+        queue_samples::managing(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 }
 
-fn topic_id() -> TopicId {
+pub(crate) fn topic_id() -> TopicId {
     TopicId(*b"topic-0123456789")
 }
 
-fn subscription_id() -> SubscriptionId {
+pub(crate) fn subscription_id() -> SubscriptionId {
     SubscriptionId(*b"subscription-012")
 }
 
@@ -113,7 +123,7 @@ fn cluster_id() -> ClusterId {
     ClusterId(*b"cluster-01234567")
 }
 
-fn text(text: &str) -> String {
+pub(crate) fn text(text: &str) -> String {
     text.to_owned()
 }
 
