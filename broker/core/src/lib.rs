@@ -53,6 +53,10 @@
 //! **Now and then.** [`Partition::expire_sessions`] every few minutes, until it is `None`;
 //! [`retention::expired`] every few seconds.
 //!
+//! # How to drive a consumer group
+//!
+//! [`group`] says it. A group writes nothing itself: it asks for owner epochs, which partitions commit.
+//!
 //! # What is durable when
 //!
 //! | effect | what is below `ready_end` when it appears |
@@ -111,6 +115,7 @@
 
 pub mod cursors;
 pub mod delivery;
+pub mod group;
 pub mod handshake;
 pub mod limits;
 pub mod metadata;

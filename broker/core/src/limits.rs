@@ -1,6 +1,8 @@
 //! Owns the fixed bounds of the decisions, with what happens at each, and asserts how they relate. Never
 //! holds a configured value: those come in as arguments. Driven by the other modules.
 
+use std::time::Duration;
+
 /// Runs that a producer session remembers per partition. A retry of something older is answered
 /// `SequenceTooOld` (unknown), so a client keeps at most this many batches unconfirmed per partition.
 /// Neighbouring batches that landed in the same millisecond share a run.
@@ -30,6 +32,16 @@ pub const PARTITIONS_PER_TOPIC_MAX: u32 = 16_384;
 
 /// Durable subscriptions of one topic. Beyond: `SubscriptionLimit`.
 pub const SUBSCRIPTIONS_PER_TOPIC_MAX: usize = 1_024;
+
+/// Members of one consumer group. Beyond: `JoinError::Full`.
+pub const GROUP_MEMBERS_MAX: usize = 1_024;
+
+/// How often an instance id may be taken from a living member within [`INSTANCE_SWAP_WINDOW`]. Beyond:
+/// `JoinError::InstanceFlaps`; whoever has it keeps it.
+pub const INSTANCE_SWAPS_MAX: usize = 3;
+
+/// See [`INSTANCE_SWAPS_MAX`].
+pub const INSTANCE_SWAP_WINDOW: Duration = Duration::from_secs(60);
 
 /// Topics of a cluster. Beyond: `LimitExceeded`.
 pub const TOPICS_MAX: usize = 100_000;
