@@ -262,7 +262,7 @@ impl Admin {
         Ok(self.handle.shared.now().saturating_sub(asked))
     }
 
-    async fn ask<M: Message, R: Message>(
+    pub(crate) async fn ask<M: Message, R: Message>(
         &self,
         message: &M,
         repeat: Repeat,

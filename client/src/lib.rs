@@ -43,6 +43,7 @@ mod io;
 mod message;
 mod payload;
 mod producer;
+mod queues;
 mod reader;
 mod record;
 mod url;
@@ -50,12 +51,13 @@ mod url;
 pub use postrider_protocol::{
     error::{ErrorBody as BrokerError, ErrorClass, ErrorCode, Retry},
     message::{
-        AlterTopic, BrokerAddress, CreateTopicReply, DescribeTopicReply, GapReason, MetadataReply,
-        PartitionDescription, PartitionMetadata, Start, SubscriptionDescription,
-        SubscriptionPosition, TopicConfig, TopicMetadata,
+        AlterTopic, Breaker, BrokerAddress, CreateQueueReply, CreateSubscriptionReply,
+        CreateTopicReply, DescribeQueueReply, DescribeTopicReply, GapReason, MetadataReply,
+        PartitionDescription, PartitionMetadata, QueueConsumer, QueuePartition, QueuePolicy, Start,
+        SubscriptionDescription, SubscriptionPosition, TopicConfig, TopicMetadata, WhyMessageReply,
     },
     types::{
-        ClusterId, Compression, Durability, LeaderEpoch, NodeId, Offset, PartitionId,
+        ClusterId, Compression, Durability, LeaderEpoch, MemberId, NodeId, Offset, PartitionId,
         SubscriptionId, TimestampMs, TopicId, TopicKind,
     },
 };
@@ -72,6 +74,7 @@ pub use self::{
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},
     producer::{Ack, Producer, ProducerBuilder},
+    queues::{NewQueue, NewSubscription, QueueName},
     reader::{AckUpTo, Reader, ReaderBuilder, Subscriber, SubscriberBuilder},
     record::{Receipt, Record},
     url::{DEFAULT_PORT, UrlError},
