@@ -15,6 +15,7 @@ use tokio::{
 use crate::{
     admin::Admin,
     backoff::Backoff,
+    consumer::ConsumerBuilder,
     core::{
         Engine, EngineOptions,
         completion::{lock, promise},
@@ -217,7 +218,12 @@ impl Client {
         SubscriberBuilder::new(Arc::clone(&self.handle), topic.into(), name.into())
     }
 
-    /// Topics, subscriptions, offsets.
+    /// Starts to make a consumer of a queue, or of a queue-mode subscription of a topic.
+    pub fn consumer<C>(&self, topic: impl Into<String>) -> ConsumerBuilder<C> {
+        ConsumerBuilder::new(Arc::clone(&self.handle), topic.into())
+    }
+
+    /// Topics, queues, subscriptions, offsets.
     #[must_use]
     pub fn admin(&self) -> Admin {
         Admin::new(Arc::clone(&self.handle))
@@ -235,8 +241,9 @@ impl Client {
         self.handle.shared.events.subscribe()
     }
 
-    /// Flushes every producer, for at most `timeout`, then ends the connection and everything made from this
-    /// client: producers refuse messages, streams end.
+    /// Flushes every producer and settles the outcomes that consumers were given, for at most `timeout`, then ends
+    /// the connection and everything made from this client: producers refuse messages, streams end, deliveries
+    /// without an outcome go back to their queues.
     ///
     /// # Cancel safety
     /// Dropped during the flush, it has only flushed; the client goes on. Dropped later, the client ends in the
@@ -249,6 +256,15 @@ impl Client {
                 shared.with(|engine| engine.flush(key, done));
                 // Failures are reported by each message's ack.
                 let _outcome = flushed.await;
+            }
+            let consumers = shared.with(|engine| engine.consumer_handles());
+            let leaving = consumers.into_iter().map(|consumer| {
+                let (done, left) = promise();
+                shared.with(|engine| engine.leave_consumer(consumer, done));
+                left
+            });
+            for left in leaving.collect::<Vec<_>>() {
+                let _left = left.await;
             }
         };
         // What is left when the time is over is counted below.

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use postrider_protocol::{
     error::{ErrorBody, ErrorClass, Retry},
-    message::GapReason,
+    message::{GapReason, SettleProblem},
     types::{Offset, PartitionId},
 };
 
 use crate::{
     core::{
-        completion::PublishFailure, link::RequestFailure, producer::Ended, subscription::AckFailure,
+        completion::PublishFailure, consumer::desk::SettleFailure, link::RequestFailure,
+        producer::Ended, subscription::AckFailure,
     },
     payload::{DecodeError, EncodeError},
     url::UrlError,
@@ -86,6 +87,9 @@ pub enum OpenError {
         /// What it may be.
         range: &'static str,
     },
+    /// The operating system gives no random numbers.
+    #[error("the operating system gives no random numbers: {0}")]
+    NoRandomness(String),
     /// The client was closed.
     #[error("the client was closed")]
     Closed,
@@ -106,7 +110,7 @@ impl OpenError {
         match self {
             Self::Refused(error) => is_retryable(error),
             Self::TimedOut(_) => true,
-            Self::Option { .. } | Self::Closed => false,
+            Self::Option { .. } | Self::NoRandomness(_) | Self::Closed => false,
         }
     }
 
@@ -361,6 +365,95 @@ impl AckError {
     #[must_use]
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Refused(error) if is_retryable(error))
+    }
+}
+
+/// Something other than a delivery, in the stream of a consumer. Network trouble is none: the client reconnects and
+/// keeps its leases.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConsumeError {
+    /// A payload is not of the expected type. The message was rejected: it goes to the dead letter topic.
+    #[error("partition {partition}, offset {offset}: {source}; the message was rejected")]
+    Decode {
+        /// The partition.
+        partition: PartitionId,
+        /// The message's offset.
+        offset: Offset,
+        /// Why.
+        source: DecodeError,
+    },
+    /// Messages arrived damaged. They were given back as failed.
+    #[error(
+        "partition {partition}: the messages from {from} to before {to} arrived damaged and were given back: {why}"
+    )]
+    Damaged {
+        /// The partition.
+        partition: PartitionId,
+        /// The first damaged offset.
+        from: Offset,
+        /// One past the last.
+        to: Offset,
+        /// What is wrong.
+        why: String,
+    },
+    /// The broker ended the consumer. The stream ends.
+    #[error("the consumer has ended: {0}")]
+    Ended(ErrorBody),
+}
+
+impl ConsumeError {
+    /// Whether the stream ends behind it.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Ended(_))
+    }
+
+    /// Whether making the consumer again can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Ended(error) if is_retryable(error))
+    }
+}
+
+/// Why a message was not settled as its consumer asked, or is not known to be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SettleError {
+    /// The lease ended before: somebody else has the message, or will.
+    #[error(
+        "the lease ended before the outcome reached the broker; somebody else has the message, or will"
+    )]
+    LeaseLost,
+    /// The message was acknowledged before, by somebody else or in another way.
+    #[error("the message was acknowledged before")]
+    AlreadyAcked,
+    /// The message has left the queue: dead-lettered, expired, purged, or sought past.
+    #[error("the message has left the queue: dead-lettered, expired, purged or sought past")]
+    Gone,
+    /// The broker refused it. The message comes again when the lease ends.
+    #[error("the outcome was refused: {0}")]
+    Refused(ErrorBody),
+    /// The consumer ended before there was an answer.
+    #[error("the consumer ended before there was an answer")]
+    Ended,
+}
+
+impl SettleError {
+    pub(crate) fn from_failure(failure: SettleFailure) -> Self {
+        match failure {
+            SettleFailure::Problem(SettleProblem::AlreadyAcked) => Self::AlreadyAcked,
+            SettleFailure::Problem(SettleProblem::LeaseLost) => Self::LeaseLost,
+            SettleFailure::Problem(SettleProblem::Gone) => Self::Gone,
+            SettleFailure::Refused(error) => Self::Refused(error),
+            SettleFailure::Ended => Self::Ended,
+        }
+    }
+
+    /// Never: an outcome is given once. What was not settled comes again.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        false
     }
 }
 

@@ -94,6 +94,11 @@ impl Shared {
         result
     }
 
+    /// Makes the task look: something waits for it that needed no lock.
+    pub(crate) fn nudge(&self) {
+        self.notify.notify_one();
+    }
+
     /// Ends the task; the engine must be closed before.
     pub(crate) fn end(&self) {
         self.closing.store(true, Ordering::Release);
@@ -277,9 +282,11 @@ fn release_is_over(shared: &Shared, release_by: &mut Option<Instant>) -> bool {
     if !shared.released.load(Ordering::Acquire) {
         return false;
     }
-    let left = shared.with(|engine| engine.left());
+    let finished = shared.with(|engine| {
+        engine.left() == crate::core::Left::default() && !engine.has_leaving_consumers()
+    });
     let by = *release_by.get_or_insert_with(|| Instant::now() + RELEASE_TIMEOUT);
-    left == crate::core::Left::default() || Instant::now() >= by
+    finished || Instant::now() >= by
 }
 
 enum Conversation {

@@ -22,22 +22,47 @@
 //! # }
 //! ```
 //!
+//! A queue hands each message to one of its consumers, until it is settled:
+//!
+//! ```no_run
+//! use postrider::{Client, NewQueue, Raw};
+//!
+//! # async fn example(client: Client) -> Result<(), Box<dyn std::error::Error>> {
+//! client.admin().create_queue(NewQueue::new("jobs").if_not_exists()).await?;
+//! let mut jobs = client.consumer::<Raw>("jobs").subscribe().await?;
+//! while let Some(delivery) = jobs.next_delivery().await {
+//!     let delivery = delivery?;
+//!     match std::str::from_utf8(delivery.value()) {
+//!         Ok(_text) => {
+//!             delivery.ack(); // on its way; await it to know that it is stored
+//!         }
+//!         Err(why) => delivery.reject(why.to_string()).await?,
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! What to know:
 //!
 //! - **`send` is durable**, one message at a time. **`enqueue`** pipelines: its `Ack` resolves later. Both wait while
 //!   `max_in_flight_bytes` is reached; `try_enqueue` gives the record back instead.
 //! - Lost connections are repaired in the background; producers resend with the same sequences, so that nothing is
 //!   stored twice; readers continue where they were. [`Client::events`] tells the news.
+//! - A [`Delivery`] owns its lease. It is settled once, wherever it is moved to; dropped, the message goes back to the
+//!   queue. Leases are renewed while deliveries live and survive a lost connection.
 //! - Errors say what is certain: [`SendError::is_unknown`] is the only case in which a message may be stored although
 //!   it has no receipt.
-//! - Every future of this crate is cancel-safe; its documentation says what dropping it means.
+//! - The documentation of every future says whether it is cancel-safe, and what dropping it means.
 #![forbid(unsafe_code)]
 
 mod admin;
 mod backoff;
 mod client;
+mod consumer;
 #[doc(hidden)]
 pub mod core;
+mod delivery;
 mod error;
 mod io;
 mod message;
@@ -46,6 +71,7 @@ mod producer;
 mod queues;
 mod reader;
 mod record;
+mod unpack;
 mod url;
 
 pub use postrider_protocol::{
@@ -66,10 +92,12 @@ pub use self::{
     admin::{Admin, NewTopic},
     backoff::Backoff,
     client::{Client, ClientBuilder, ClientEvent, CloseReport},
+    consumer::{Consumer, ConsumerBuilder, Drained, Failure},
     core::{producer::TopicFacts, subscription::AttachedPartition},
+    delivery::{AckHandle, Delivery, OnDrop, Settled, SettledFuture},
     error::{
-        AckError, AdminError, Attempt, ConnectError, FlushError, OpenError, ReadError, SendError,
-        TrySendError,
+        AckError, AdminError, Attempt, ConnectError, ConsumeError, FlushError, OpenError,
+        ReadError, SendError, SettleError, TrySendError,
     },
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},

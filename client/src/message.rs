@@ -12,7 +12,11 @@ use postrider_protocol::{
     types::{Offset, PartitionId, TimestampMs},
 };
 
-use crate::{core::subscription::Run, error::ReadError, payload::Decode};
+use crate::{
+    core::subscription::Run,
+    error::ReadError,
+    payload::{Decode, DecodeError},
+};
 
 /// A batch stops growing once its records have this many bytes, decompressed: the bound of what one delivery of
 /// highly compressed entries takes in memory, beside one entry.
@@ -75,6 +79,27 @@ pub struct Message<V> {
 }
 
 impl<V> Message<V> {
+    /// A decoded record. The owner epoch is 0: queues have none.
+    pub(crate) fn of_record<C: Decode<Value = V>>(
+        partition: PartitionId,
+        offset: u64,
+        append_time: TimestampMs,
+        record: postrider_protocol::record::Record,
+    ) -> Result<Self, DecodeError> {
+        let is_tombstone = record.value.is_none();
+        Ok(Self {
+            partition,
+            offset: Offset(offset),
+            append_time,
+            timestamp: record.timestamp,
+            key: record.key,
+            headers: Headers(record.headers),
+            is_tombstone,
+            value: C::decode(record.value)?,
+            owner_epoch: 0,
+        })
+    }
+
     /// The place behind it, to acknowledge it and all before it.
     #[must_use]
     pub fn position(&self) -> Position {
@@ -382,24 +407,11 @@ fn message<C: Decode>(
     append_time: TimestampMs,
     record: postrider_protocol::record::Record,
 ) -> Result<Message<C::Value>, ReadError> {
-    let (partition, offset) = (place.partition, Offset(offset));
-    let is_tombstone = record.value.is_none();
-    let value = C::decode(record.value).map_err(|source| ReadError::Decode {
-        partition,
-        offset,
-        source,
-    })?;
-    Ok(Message {
-        partition,
-        offset,
-        append_time,
-        timestamp: record.timestamp,
-        key: record.key,
-        headers: Headers(record.headers),
-        is_tombstone,
-        value,
-        owner_epoch: place.owner_epoch,
-    })
+    let partition = place.partition;
+    match Message::of_record::<C>(partition, offset, append_time, record) {
+        Ok(message) => Ok(Message { owner_epoch: place.owner_epoch, ..message }),
+        Err(source) => Err(ReadError::Decode { partition, offset: Offset(offset), source }),
+    }
 }
 
 /// A delivered run that is taken apart entry by entry.

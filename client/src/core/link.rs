@@ -128,8 +128,26 @@ pub(crate) enum Purpose {
         partition: PartitionId,
         up_to: Offset,
     },
+    /// A consumer attaches.
+    Consume(SubscriptionHandle),
+    /// A batch of a consumer's outcomes.
+    Settle {
+        handle: SubscriptionHandle,
+        partition: PartitionId,
+        batch: u64,
+        kind: SettleKind,
+    },
+    /// A consumer leaves.
+    Leave(SubscriptionHandle),
     /// Nobody waits for it any more.
     Ignored,
+}
+
+/// Whose reply settles messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum SettleKind {
+    Ack,
+    Return,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -145,7 +163,8 @@ pub(crate) struct Link {
     pub(crate) state: LinkState,
     pub(crate) decoder: FrameDecoder,
     next_correlation: u64,
-    /// Bounded: by [`REQUESTS_MAX`], and one or two per producer and subscription.
+    /// Bounded: by [`REQUESTS_MAX`], and one or two per producer and subscription, a
+    /// few per partition of a consumer.
     in_flight: BTreeMap<CorrelationId, Purpose>,
     /// Bounded by [`REQUESTS_MAX`].
     waiting: VecDeque<Request>,

@@ -7,6 +7,8 @@
 //! [`Engine::take_attention`] says so, and [`Engine::take_wakes`] is woken after the lock is released.
 
 pub mod completion;
+pub mod consumer;
+mod consumers;
 pub mod lane;
 pub mod link;
 pub mod producer;
@@ -26,9 +28,9 @@ use postrider_protocol::{
     error::{ErrorBody, ErrorCode},
     frame::{Frame, FrameHeader, event, request},
     message::{
-        Confirm, Deliver, Gap, Hello, HelloReply, Limits, Message, Metadata, MetadataReply,
-        OpenProducer, OpenProducerReply, Ping, PublishHead, Seeked, SubscribeReply,
-        SubscriptionClosed, Unsubscribe,
+        AckReply, Confirm, Deliver, Gap, Hello, HelloReply, Limits, Message, Metadata,
+        MetadataReply, OpenProducer, OpenProducerReply, Ping, PublishHead, ReturnReply, Seeked,
+        SubscribeReply, SubscriptionClosed, Unsubscribe,
     },
     types::{
         ClusterId, CorrelationId, Offset, PartitionId, ProducerId, SubscriptionHandle, TimestampMs,
@@ -38,8 +40,11 @@ use postrider_protocol::{
 
 use self::{
     completion::{Promise, PublishFailure, Wakes},
+    consumer::Consumer,
     lane::{Compressed, MessageParts, Sending, Uncompressed},
-    link::{Answer, FRAME_BYTES_MAX, Greeting, Link, LinkFault, Purpose, Repeat, Request},
+    link::{
+        Answer, FRAME_BYTES_MAX, Greeting, Link, LinkFault, Purpose, Repeat, Request, SettleKind,
+    },
     producer::{Ended, Enqueue, FlushOutcome, Producer, ProducerOptions, Question, TopicFacts},
     room::Ticket,
     subscription::{AckFailure, AttachedPartition, Incoming, Subscription, SubscriptionOptions},
@@ -135,6 +140,8 @@ pub struct Engine {
     ready: VecDeque<u32>,
     /// Bounded by the application's subscriptions.
     subscriptions: BTreeMap<SubscriptionHandle, Subscription>,
+    /// Bounded by the application's consumers, and those that still settle what they had.
+    consumers: BTreeMap<SubscriptionHandle, Consumer>,
     next_handle: u32,
     /// Handles whose subscriptions were dropped while attached.
     detach: Vec<SubscriptionHandle>,
@@ -160,6 +167,7 @@ impl Engine {
             sessions: BTreeMap::new(),
             ready: VecDeque::new(),
             subscriptions: BTreeMap::new(),
+            consumers: BTreeMap::new(),
             next_handle: 1,
             detach: Vec::new(),
             next_sweep: Duration::ZERO,
@@ -211,6 +219,10 @@ impl Engine {
         for subscription in self.subscriptions.values_mut() {
             subscription.disconnected();
         }
+        for consumer in self.consumers.values_mut() {
+            consumer.disconnected(&mut self.wakes);
+        }
+        self.forget_gone_consumers();
         self.detach.clear();
     }
 
@@ -264,7 +276,14 @@ impl Engine {
                 let closed: SubscriptionClosed = frame.message()?;
                 if let Some(subscription) = self.subscriptions.get_mut(&closed.handle) {
                     subscription.closed(now, closed.error, &mut self.wakes);
+                } else if let Some(consumer) = self.consumers.get_mut(&closed.handle) {
+                    consumer.closed(now, closed.error, &mut self.wakes);
                 }
+                Ok(())
+            }
+            Some(Api::Lease) => self.leased(now, frame.message()?),
+            Some(Api::LeaseLost) => {
+                self.lease_lost(&frame.message()?);
                 Ok(())
             }
             _ => Err(LinkFault::Unexpected { api: frame.header.api }),
@@ -320,6 +339,17 @@ impl Engine {
                     }
                     None if reply.is_ok() => self.detach.push(handle),
                     None => {}
+                }
+            }
+            Purpose::Consume(handle) => self.consumer_answered(now, handle, decoded(answer)?),
+            Purpose::Leave(handle) => self.consumer_left(handle),
+            Purpose::Settle { handle, partition, batch, kind } => {
+                let reply = match kind {
+                    SettleKind::Ack => decoded::<AckReply>(answer)?.map(|it| it.exceptions),
+                    SettleKind::Return => decoded::<ReturnReply>(answer)?.map(|it| it.exceptions),
+                };
+                if let Some(consumer) = self.consumers.get_mut(&handle) {
+                    consumer.settled(now, partition, batch, reply, &mut self.wakes);
                 }
             }
             Purpose::Ack { handle, partition, up_to } => {
@@ -388,6 +418,7 @@ impl Engine {
         self.link.has_requests()
             || self.producers.iter().flatten().any(Producer::waits)
             || self.subscriptions.values().any(Subscription::waits_to_attach)
+            || self.consumers.values().any(Consumer::waits_to_attach)
     }
 
     fn sweep(&mut self, now: Duration) {
@@ -397,6 +428,9 @@ impl Engine {
         }
         for subscription in self.subscriptions.values_mut() {
             subscription.expire(now, &mut self.wakes);
+        }
+        for consumer in self.consumers.values_mut() {
+            consumer.expire(now, &mut self.wakes);
         }
         for key in 0..self.producers.len() {
             self.remove_if_released(u32::try_from(key).expect("producers are counted in u32"));
@@ -408,8 +442,9 @@ impl Engine {
     pub fn deadline(&mut self, now: Duration) -> Option<Duration> {
         let producers = self.producers.iter_mut().flatten().filter_map(|p| p.deadline(now)).min();
         let attach = self.subscriptions.values().filter_map(Subscription::retry_at).min();
+        let consumers = self.consumers.values().filter_map(Consumer::deadline).min();
         let sweep = self.needs_sweep().then_some(self.next_sweep);
-        [producers, attach, sweep, self.link.life_deadline()].into_iter().flatten().min()
+        [producers, attach, consumers, sweep, self.link.life_deadline()].into_iter().flatten().min()
     }
 
     /// Fills `out` with up to about `budget` bytes of frames.
@@ -434,6 +469,7 @@ impl Engine {
             self.requests(out, budget);
             self.ask_for_producers(now, out);
             self.serve_subscriptions(now, out);
+            self.serve_consumers(now, out);
             self.publish(now, out, budget);
         }
         out.seal();
@@ -688,14 +724,19 @@ impl Engine {
         deadline: Duration,
         attached: Promise<Result<Vec<AttachedPartition>, ErrorBody>>,
     ) -> SubscriptionHandle {
-        let handle = SubscriptionHandle(self.next_handle);
-        self.next_handle = self.next_handle.wrapping_add(1);
+        let handle = self.new_handle();
         let mut subscription = Subscription::new(handle, options, attached, deadline);
         if self.closed {
             subscription.end(closed(), &mut self.wakes);
         }
         self.subscriptions.insert(handle, subscription);
         self.attention = true;
+        handle
+    }
+
+    fn new_handle(&mut self) -> SubscriptionHandle {
+        let handle = SubscriptionHandle(self.next_handle);
+        self.next_handle = self.next_handle.wrapping_add(1);
         handle
     }
 
@@ -770,6 +811,9 @@ impl Engine {
         for subscription in self.subscriptions.values_mut() {
             subscription.end(closed(), &mut self.wakes);
         }
+        for consumer in self.consumers.values_mut() {
+            consumer.end(closed(), &mut self.wakes);
+        }
         self.link.close(&mut self.wakes);
         self.attention = true;
         left
@@ -785,6 +829,9 @@ impl Engine {
             producer.check_invariants();
             let key = u32::try_from(at).expect("producers are counted in u32");
             assert_eq!(self.ready.contains(&key), producer.listed, "the list of ready producers");
+        }
+        for consumer in self.consumers.values() {
+            consumer.check_invariants();
         }
     }
 }

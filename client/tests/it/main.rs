@@ -8,8 +8,11 @@
     reason = "a peer in a test fails loudly, and its numbers are small"
 )]
 
+mod consume;
+mod consume_tcp;
 mod peer;
 mod publish;
+mod queue_peer;
 mod subscribe;
 mod tcp;
 mod world;

@@ -24,6 +24,8 @@ use postrider_protocol::{
     },
 };
 
+use crate::queue_peer::Queue;
+
 pub(crate) const TOPIC: TopicId = TopicId([7; 16]);
 
 /// One topic "t" on one broker, and one connection at a time.
@@ -49,6 +51,7 @@ pub(crate) struct Peer {
     pub(crate) hold_acks: bool,
     pub(crate) held_acks: Vec<(CorrelationId, AckUpTo)>,
     pub(crate) silent: bool,
+    pub(crate) queue: Queue,
 }
 
 #[derive(Default)]
@@ -98,6 +101,7 @@ impl Peer {
             hold_acks: false,
             held_acks: Vec::new(),
             silent: false,
+            queue: Queue::default(),
         }
     }
 
@@ -111,6 +115,7 @@ impl Peer {
         self.held_acks.clear();
         self.out.clear();
         self.subscribers.clear();
+        self.queue.disconnect();
     }
 
     pub(crate) fn forget_sessions(&mut self) {
@@ -149,6 +154,10 @@ impl Peer {
             Api::Subscribe => self.subscribe(correlation, frame.message().unwrap()),
             Api::Credit => {
                 let Credit { handle, messages, bytes } = frame.message().unwrap();
+                if self.queue.has(handle) {
+                    self.queue.credit(handle, messages, bytes);
+                    return self.deliver();
+                }
                 let subscriber = self.subscribers.get_mut(&handle).unwrap();
                 subscriber.messages += i64::from(messages);
                 subscriber.bytes += i64::from(bytes);
@@ -159,7 +168,26 @@ impl Peer {
             Api::Unsubscribe => {
                 let Unsubscribe { handle } = frame.message().unwrap();
                 self.subscribers.remove(&handle);
+                if self.queue.has(handle) {
+                    self.queue.leave(handle);
+                }
                 self.reply(correlation, &UnsubscribeReply {});
+                self.deliver();
+            }
+            Api::Consume => {
+                let consume = frame.message().unwrap();
+                self.out.push_back(self.queue.consume(&self.partitions, correlation, consume));
+                self.deliver();
+            }
+            Api::Ack => {
+                self.out.extend(self.queue.ack(correlation, frame.message().unwrap()));
+            }
+            Api::Return => {
+                self.out.extend(self.queue.give_back(correlation, frame.message().unwrap()));
+                self.deliver();
+            }
+            Api::Renew => {
+                self.queue.renewals.push(frame.message().unwrap());
             }
             other => panic!("{other:?} is not spoken here"),
         }
@@ -347,7 +375,14 @@ impl Peer {
         self.deliver();
     }
 
-    fn deliver(&mut self) {
+    /// Answers the outcomes that were held.
+    pub(crate) fn release_outcomes(&mut self) {
+        self.out.extend(self.queue.release());
+        self.deliver();
+    }
+
+    pub(crate) fn deliver(&mut self) {
+        self.out.extend(self.queue.deliver(&self.partitions));
         for (handle, subscriber) in &mut self.subscribers {
             for (id, next) in &mut subscriber.next {
                 let log = &self.partitions[id.0 as usize];

@@ -24,11 +24,11 @@ use tokio::{
 use crate::peer::Peer;
 
 /// A peer behind a listener. One connection at a time.
-struct Host {
+pub(crate) struct Host {
     url: String,
     peer: Arc<Mutex<Peer>>,
     /// Cuts the connection.
-    cut: Arc<Notify>,
+    pub(crate) cut: Arc<Notify>,
     /// Sends what the test made the peer say.
     poke: Arc<Notify>,
     task: tokio::task::JoinHandle<()>,
@@ -41,7 +41,7 @@ impl Drop for Host {
 }
 
 impl Host {
-    async fn start(partitions: u32) -> Self {
+    pub(crate) async fn start(partitions: u32) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("postrider://{}", listener.local_addr().unwrap());
         let peer = Arc::new(Mutex::new(Peer::new(partitions)));
@@ -62,7 +62,7 @@ impl Host {
         Self { url, peer, cut, poke, task: tokio::spawn(serve) }
     }
 
-    async fn client(&self) -> Client {
+    pub(crate) async fn client(&self) -> Client {
         Client::builder(&self.url)
             .reconnect(Backoff::exponential(Duration::from_millis(1)..=Duration::from_millis(5)))
             .connect()
@@ -70,7 +70,7 @@ impl Host {
             .unwrap()
     }
 
-    fn with<R>(&self, call: impl FnOnce(&mut Peer) -> R) -> R {
+    pub(crate) fn with<R>(&self, call: impl FnOnce(&mut Peer) -> R) -> R {
         let result = call(&mut self.peer.lock().unwrap());
         self.poke.notify_one();
         result
@@ -105,7 +105,7 @@ async fn talk(mut stream: TcpStream, peer: &Mutex<Peer>, poke: &Notify) {
 }
 
 /// Fails a test that hangs.
-async fn within<T>(what: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(Duration::from_secs(20), what).await.expect("the test hangs")
 }
 
