@@ -36,7 +36,7 @@ const EVENTS_MAX: usize = 64;
 /// seconds in the background. Call [`Client::close`] to wait for it and to learn what was left.
 #[derive(Clone)]
 pub struct Client {
-    handle: Arc<Handle>,
+    pub(crate) handle: Arc<Handle>,
 }
 
 impl std::fmt::Debug for Client {

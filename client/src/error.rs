@@ -457,6 +457,63 @@ impl SettleError {
     }
 }
 
+/// Why a request over topics has no reply.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// The request was not published, or it is not known.
+    #[error("the request could not be published: {0}")]
+    Send(#[from] SendError),
+    /// No reply came in time. The request may be published, and somebody may work on it.
+    #[error("no reply came in time; the request may be published all the same")]
+    TimedOut,
+    /// The reply is not of the expected type.
+    #[error("the reply: {0}")]
+    Decode(DecodeError),
+    /// The client was closed, or the reply topic deleted.
+    #[error("replies cannot be read any more: the client was closed, or the reply topic deleted")]
+    Ended,
+}
+
+impl RequestError {
+    /// Whether asking again can help. It may be done twice then.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Send(error) => error.is_retryable(),
+            Self::TimedOut => true,
+            Self::Decode(_) | Self::Ended => false,
+        }
+    }
+}
+
+/// Why a request was not answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RespondError {
+    /// Nobody waits: the message has no header `reply-to`.
+    #[error("the message asks for no reply: it has no header reply-to")]
+    NoReplyTopic,
+    /// The reply topic cannot be published to.
+    #[error("the reply topic cannot be opened: {0}")]
+    Open(#[from] OpenError),
+    /// The reply was not published, or it is not known.
+    #[error("the reply could not be published: {0}")]
+    Send(#[from] SendError),
+}
+
+impl RespondError {
+    /// Whether answering again can help.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NoReplyTopic => false,
+            Self::Open(error) => error.is_retryable(),
+            Self::Send(error) => error.is_retryable(),
+        }
+    }
+}
+
 /// Why an administrative request has no result.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -71,6 +71,7 @@ mod producer;
 mod queues;
 mod reader;
 mod record;
+mod request;
 mod unpack;
 mod url;
 
@@ -97,7 +98,7 @@ pub use self::{
     delivery::{AckHandle, Delivery, OnDrop, Settled, SettledFuture},
     error::{
         AckError, AdminError, Attempt, ConnectError, ConsumeError, FlushError, OpenError,
-        ReadError, SendError, SettleError, TrySendError,
+        ReadError, RequestError, RespondError, SendError, SettleError, TrySendError,
     },
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},
@@ -105,5 +106,6 @@ pub use self::{
     queues::{NewQueue, NewSubscription, QueueName},
     reader::{AckUpTo, Reader, ReaderBuilder, Subscriber, SubscriberBuilder},
     record::{Receipt, Record},
+    request::{CORRELATION_ID, REPLY_TO, Requester, Responder},
     url::{DEFAULT_PORT, UrlError},
 };

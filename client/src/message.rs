@@ -111,6 +111,24 @@ impl<V> Message<V> {
     }
 }
 
+impl Message<Bytes> {
+    /// The same message with its payload decoded.
+    pub(crate) fn decoded<C: Decode>(self) -> Result<Message<C::Value>, DecodeError> {
+        let payload = (!self.is_tombstone).then_some(self.value);
+        Ok(Message {
+            partition: self.partition,
+            offset: self.offset,
+            append_time: self.append_time,
+            timestamp: self.timestamp,
+            key: self.key,
+            headers: self.headers,
+            is_tombstone: self.is_tombstone,
+            value: C::decode(payload)?,
+            owner_epoch: self.owner_epoch,
+        })
+    }
+}
+
 /// A place in a subscription's partition: what is below `next` is processed.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Position {

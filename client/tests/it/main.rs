@@ -13,6 +13,7 @@ mod consume_tcp;
 mod peer;
 mod publish;
 mod queue_peer;
+mod request;
 mod subscribe;
 mod tcp;
 mod world;
