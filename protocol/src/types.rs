@@ -96,6 +96,20 @@ pub struct ProducerId(pub i64);
 impl ProducerId {
     /// No session: the sequence is only a tag that comes back in the confirm.
     pub const NONE: Self = Self(-1);
+
+    /// A session of the broker's own, named by a hash of what it is for. Its id lies below
+    /// [`ProducerId::NONE`]: no client is ever granted one.
+    #[must_use]
+    pub fn internal(hash: u64) -> Self {
+        let distance = i64::try_from(hash >> 2).unwrap_or(i64::MAX >> 1);
+        Self((-2_i64).saturating_sub(distance))
+    }
+
+    /// Whether it is a session of the broker's own.
+    #[must_use]
+    pub fn is_internal(self) -> bool {
+        self < Self::NONE
+    }
 }
 
 impl fmt::Display for ProducerId {
