@@ -50,6 +50,13 @@
 //! **Snapshot.** [`PartitionState::encode_snapshot`] of [`Partition::state`] covers everything below
 //! [`Partition::high_watermark`], whose index belongs to the snapshot.
 //!
+//! **Queues.** [`Partition::set_queue_policy`] for each queue subscription when the partition is opened,
+//! and [`Partition::set_dead_letter_target`] if the topic exists. Then `consume`, and in turns `lease`:
+//! `LookAhead` is answered with `feed`, `Leased` with the messages, or with `give_back`. `ack`,
+//! `give_return`, `seek`, `purge`, `evict` and `dead_done` are decisions as above. `Effect::QueueReady`
+//! wakes a consumer that was told `Idle`. [`Partition::tick_queues`] when
+//! [`Partition::next_queue_wake`] says so.
+//!
 //! **Now and then.** [`Partition::expire_sessions`] every few minutes, until it is `None`;
 //! [`retention::expired`] every few seconds.
 //!
@@ -65,7 +72,7 @@
 //! | `Confirm` with `Rejected` | nothing of it, and this request will never change that |
 //! | `Confirm` with `Unknown` | not known |
 //! | `Released` | with ack level none: the batch. After a redirect: nothing yet |
-//! | `Committed`, `OwnerChanged` | the entry that says so |
+//! | `Committed`, `OwnerChanged`, `Settled` | the entry that says so |
 //! | `Refused` | nothing of it, unless the code's class is Unknown |
 //!
 //! Each publish with ack level quorum or leader (the same on one broker) is answered exactly once per
@@ -106,6 +113,10 @@
 //! [`Partition::poll_append`]: partition::Partition::poll_append
 //! [`Partition::expire_sessions`]: partition::Partition::expire_sessions
 //! [`Partition::high_watermark`]: partition::Partition::high_watermark
+//! [`Partition::set_queue_policy`]: partition::Partition::set_queue_policy
+//! [`Partition::set_dead_letter_target`]: partition::Partition::set_dead_letter_target
+//! [`Partition::tick_queues`]: partition::Partition::tick_queues
+//! [`Partition::next_queue_wake`]: partition::Partition::next_queue_wake
 #![forbid(unsafe_code)]
 #![deny(
     clippy::iter_over_hash_type,
@@ -121,6 +132,7 @@ pub mod limits;
 pub mod metadata;
 mod now;
 pub mod partition;
+pub mod queue;
 pub mod retention;
 
 pub use now::Now;

@@ -55,5 +55,27 @@ pub const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 /// Producer ids granted to a broker by one metadata entry. What is left at a restart is never used.
 pub const PRODUCER_ID_BLOCK: u32 = 1_024;
 
+/// How long a consumer that went away may come back to its leases.
+pub const SESSION_GRACE_MS: u64 = 5_000;
+
+/// Messages that one lease request hands out; who wants more asks again.
+pub const LEASE_MESSAGES_MAX: u64 = 4_096;
+
+/// Messages that one ack or return may name, leased or not. Beyond: `LimitExceeded`.
+pub const SETTLE_MESSAGES_MAX: u64 = 1 << 20;
+
+/// Messages of a queue that wait for an earlier one of their key. At the bound no more is read ahead.
+pub const QUEUE_BLOCKED_MAX: usize = 65_536;
+
+/// Verdicts that one tick passes on a queue, and that one entry holds; more go into the next one.
+pub const VERDICTS_PER_TICK_MAX: usize = 4_096;
+
+/// Runs of messages that are remembered as having left a queue without an ack; the oldest is forgotten.
+/// An ack for one of those is then answered as if it had been acknowledged before.
+pub const GONE_RUNS_MAX: usize = 1_024;
+
+/// The longest delay that a consumer may ask for.
+pub const RETURN_DELAY_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
+
 const _: () = assert!(SESSION_RUNS_MAX >= 1_024, "a client may have 1,024 batches unconfirmed");
 const _: () = assert!(PARTITIONS_PER_TOPIC_MAX <= 16_384, "keys hash to 16,384 slots");

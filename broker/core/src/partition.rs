@@ -7,19 +7,27 @@ mod effect;
 mod leader;
 mod producers;
 mod publish;
+mod queue_commands;
+mod queue_commits;
+mod queue_ops;
+mod queue_snapshot;
+mod queues;
 mod sessions;
 mod snapshot;
 mod state;
 mod subscribe;
 mod subscriptions;
 
-pub use command::{CommandError, Settled, StateCommand, SubscribeStart};
+pub use command::{
+    CommandError, Settled, Settlement, StateCommand, SubscribeStart, SubscriptionMode,
+};
 pub use effect::{
     Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, PartitionIdentity,
     PartitionLimits, PendingAppend, PublishRequest, Refusal, StateCommitted,
 };
 pub use leader::Partition;
 pub use producers::{DataChange, ProducerSession, Producers, Run};
+pub use queue_commands::{DeadDone, DeadIntent, REASON_BYTES_MAX, Returned, SettledRuns};
 pub use snapshot::SnapshotError;
 pub use state::{APPLY_VERSION, AppliedEntry, ApplyError, Change, EpochRange, PartitionState};
 pub use subscribe::AckUpTo;

@@ -10,7 +10,7 @@ use postrider_core::metadata::Subscription;
 use postrider_core::partition::{
     AckUpTo, Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, Partition,
     PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
-    StateCommitted, SubscribeStart,
+    StateCommitted, SubscribeStart, SubscriptionMode,
 };
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{AckUpToReply, ConfirmRun, Outcome, Publish, Start};
@@ -183,7 +183,9 @@ impl Leader {
             }
         };
         let id = subscription.id;
-        let decision = self.core.subscribe(turn.now, id, start, Route::Nobody, &mut self.effects);
+        let mode = SubscriptionMode::Stream;
+        let decision =
+            self.core.subscribe(turn.now, id, start, mode, Route::Nobody, &mut self.effects);
         self.follow(partition, decision);
     }
 
@@ -340,7 +342,11 @@ impl Leader {
                 Effect::Refused { error: refused, .. } => *refused = error.clone(),
                 Effect::Released { .. }
                 | Effect::Committed { .. }
-                | Effect::OwnerChanged { .. } => {}
+                | Effect::OwnerChanged { .. }
+                | Effect::Settled { .. }
+                | Effect::QueueReady { .. }
+                | Effect::LeasesLost { .. }
+                | Effect::DeadLetters { .. } => {}
             }
         }
         self.carry_out(partition, turn);
@@ -363,6 +369,11 @@ impl Leader {
                 Effect::OwnerChanged { subscription, change, owner_epoch, next } => {
                     self.owner_changed(partition, subscription, change, (owner_epoch, next), turn);
                 }
+                // Nothing creates a queue-mode subscription yet.
+                Effect::Settled { .. }
+                | Effect::QueueReady { .. }
+                | Effect::LeasesLost { .. }
+                | Effect::DeadLetters { .. } => {}
             }
         }
         self.effects = effects;
@@ -388,7 +399,7 @@ impl Leader {
                 let step = Step { partition: partition.partition(), owner_epoch, next: acked };
                 operation.step(Ok(step), turn.wakes);
             }
-            (Route::Step(operation), StateCommitted::Sought { owner_epoch, next }) => {
+            (Route::Step(operation), StateCommitted::Sought { owner_epoch, next, .. }) => {
                 let step = Step { partition: partition.partition(), owner_epoch, next };
                 operation.step(Ok(step), turn.wakes);
             }

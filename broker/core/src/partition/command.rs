@@ -4,10 +4,21 @@
 //! Every body begins with a version byte, 1. All numbers are little-endian, all bytes are consumed.
 //!
 //! ```text
-//! Settle          u8 1 | u32 count | count x (16 subscription, u64 owner_epoch, u8 form, ..)
-//!                 form 0: u64 up_to (everything below it)   form 1: reserved for ranges (queue mode)
-//! Seek            u8 1 | 16 subscription | u64 owner_epoch (new) | u64 to
-//! Subscribe       u8 1 | 16 subscription | u8 mode (0 stream, 1 queue: reserved) | u8 start | [u64 offset]
+//! Settle          u8 1 | u32 count | count x (16 subscription, u64 epoch, u8 form, ..)
+//!                 form 0 (stream): u64 up_to (everything below it)
+//!                 form 1 (queue):  u8 how (0 acked, 1 expired, 2 evicted)
+//!                                  | u32 count | count x (v gap, v len)
+//! Return          u8 1 | u32 count | count x (16 subscription, u64 sub_epoch, u64 offset, u32 failures
+//!                 (with this one), u64 due (0: at once), u8 cause, string reason)
+//!                 cause 0 nack   1 lease expired   2 session lost   3 rejected, target not known
+//! DeadIntent      u8 1 | u32 count | count x (16 subscription, u64 sub_epoch, u64 offset, u8 cause,
+//!                 u32 failures, u32 attempts, 16 target topic, u32 target partition, u64 sequence,
+//!                 u64 first_ms, u64 last_ms, string reason)
+//!                 cause 0 max failures   1 rejected   2 expired
+//! DeadDone        u8 1 | u32 count | count x (16 subscription, u64 sub_epoch,
+//!                                             u32 count | count x u64 offset)
+//! Seek            u8 1 | 16 subscription | u64 epoch (new) | u64 to
+//! Subscribe       u8 1 | 16 subscription | u8 mode (0 stream, 1 queue) | u8 start | [u64 offset]
 //!                 start 0: at this entry   start 1: at the offset that follows
 //! SetOwner        u8 1 | 16 subscription | u64 owner_epoch (new)
 //! Unsubscribe     u8 1 | 16 subscription
@@ -15,20 +26,47 @@
 //! ProducerExpire  u8 1 | u32 count | count x i64 producer
 //! EpochStart      u8 1 | u16 apply_version | u32 node | u64 incarnation
 //! ```
+//! `epoch` is the owner epoch of a stream subscription, the subscription's epoch of a queue. `v` is a
+//! canonical varint of 7 bits per byte; a gap is measured from the end of the run before, the first one
+//! from zero. A reason has at most 256 bytes.
 
 use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::types::{NodeId, Offset, ProducerEpoch, ProducerId, SubscriptionId};
 
+use super::queue_commands::{
+    DeadDone, DeadIntent, Returned, SettledRuns, put_runs, take_settled_runs,
+};
+
 /// The version of every body that this build writes.
 const BODY_VERSION: u8 = 1;
 const FORM_PREFIX: u8 = 0;
-const MODE_STREAM: u8 = 0;
+const FORM_RUNS: u8 = 1;
 const START_LATEST: u8 = 0;
 const START_OFFSET: u8 = 1;
 
-/// One subscription's part of a `Settle` entry: everything below `up_to` is acknowledged.
+/// How a durable subscription hands out messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(u8)]
+pub enum SubscriptionMode {
+    /// In order, to one owner, acknowledged as a prefix.
+    #[default]
+    Stream = 0,
+    /// Each message to one of several consumers, acknowledged on its own.
+    Queue = 1,
+}
+
+/// One subscription's part of a `Settle` entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Settlement {
+    /// Of a stream.
+    UpTo(Settled),
+    /// Of a queue.
+    Runs(SettledRuns),
+}
+
+/// A stream subscription's part of a `Settle` entry: everything below `up_to` is acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settled {
     /// Whose.
@@ -48,16 +86,33 @@ pub enum SubscribeStart {
     Offset(Offset),
 }
 
+impl SubscribeStart {
+    /// The offset, when the `Subscribe` entry stands at `at`.
+    pub(super) fn resolve(self, at: Offset) -> Offset {
+        match self {
+            Self::Latest => at,
+            Self::Offset(offset) => offset,
+        }
+    }
+}
+
 /// What a state entry says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum StateCommand {
     /// Messages are acknowledged.
-    Settle(Vec<Settled>),
-    /// A subscription's position moves; owners before are fenced.
+    Settle(Vec<Settlement>),
+    /// Messages of queues failed.
+    Return(Vec<Returned>),
+    /// Messages of queues are to be published in dead letter topics.
+    DeadIntent(Vec<DeadIntent>),
+    /// Messages of queues are published in dead letter topics.
+    DeadDone(Vec<DeadDone>),
+    /// A subscription's position moves; owners before are fenced. Of a queue: leases before are void,
+    /// what is unsettled below is evicted, everything from there on is unsettled.
     Seek {
         /// Which.
         subscription: SubscriptionId,
-        /// The epoch from here on.
+        /// The epoch from here on, of the owner or of the queue.
         owner_epoch: u64,
         /// The next offset to read.
         to: Offset,
@@ -68,6 +123,8 @@ pub enum StateCommand {
         subscription: SubscriptionId,
         /// From where.
         start: SubscribeStart,
+        /// Stream or queue.
+        mode: SubscriptionMode,
     },
     /// A stream subscription has a new owner; owners before are fenced.
     SetOwner {
@@ -107,6 +164,9 @@ impl StateCommand {
     pub fn kind(&self) -> EntryKind {
         match self {
             Self::Settle(_) => EntryKind::Settle,
+            Self::Return(_) => EntryKind::Return,
+            Self::DeadIntent(_) => EntryKind::DeadIntent,
+            Self::DeadDone(_) => EntryKind::DeadDone,
             Self::Seek { .. } => EntryKind::Seek,
             Self::Subscribe { .. } => EntryKind::Subscribe,
             Self::SetOwner { .. } => EntryKind::SetOwner,
@@ -125,14 +185,17 @@ impl StateCommand {
         out.put(&BODY_VERSION);
         match self {
             Self::Settle(settled) => out.put(settled),
+            Self::Return(returned) => out.put(returned),
+            Self::DeadIntent(intents) => out.put(intents),
+            Self::DeadDone(done) => out.put(done),
             Self::Seek { subscription, owner_epoch, to } => {
                 out.put(subscription);
                 out.put(owner_epoch);
                 out.put(to);
             }
-            Self::Subscribe { subscription, start } => {
+            Self::Subscribe { subscription, start, mode } => {
                 out.put(subscription);
-                out.put(&MODE_STREAM);
+                out.put(mode);
                 out.put(start);
             }
             Self::SetOwner { subscription, owner_epoch } => {
@@ -166,6 +229,9 @@ impl StateCommand {
         }
         let command = match kind {
             EntryKind::Settle => Self::Settle(input.take()?),
+            EntryKind::Return => Self::Return(input.take()?),
+            EntryKind::DeadIntent => Self::DeadIntent(input.take()?),
+            EntryKind::DeadDone => Self::DeadDone(input.take()?),
             EntryKind::Seek => Self::Seek {
                 subscription: input.take()?,
                 owner_epoch: input.take()?,
@@ -186,12 +252,9 @@ impl StateCommand {
                 incarnation: input.take()?,
             },
             EntryKind::TimeMark | EntryKind::StateHash => return Ok(None),
-            EntryKind::Data
-            | EntryKind::Delayed
-            | EntryKind::Return
-            | EntryKind::DeadIntent
-            | EntryKind::DeadDone
-            | EntryKind::Metadata => return Err(CommandError::Kind(kind)),
+            EntryKind::Data | EntryKind::Delayed | EntryKind::Metadata => {
+                return Err(CommandError::Kind(kind));
+            }
         };
         input.finish()?;
         Ok(Some(command))
@@ -199,31 +262,59 @@ impl StateCommand {
 
     fn take_subscribe(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let subscription = input.take()?;
-        let mode: u8 = input.take()?;
-        if mode != MODE_STREAM {
-            return Err(DecodeError::Invalid("subscription mode"));
-        }
-        Ok(Self::Subscribe { subscription, start: input.take()? })
+        let mode = input.take()?;
+        Ok(Self::Subscribe { subscription, start: input.take()?, mode })
     }
 }
 
-impl Wire for Settled {
+impl Wire for Settlement {
     const BYTES_MIN: usize = 16 + 8 + 1;
 
     fn put(&self, out: &mut Writer<'_>) {
-        out.put(&self.subscription);
-        out.put(&self.owner_epoch);
-        out.put(&FORM_PREFIX);
-        out.put(&self.up_to);
+        match self {
+            Self::UpTo(Settled { subscription, owner_epoch, up_to }) => {
+                out.put(subscription);
+                out.put(owner_epoch);
+                out.put(&FORM_PREFIX);
+                out.put(up_to);
+            }
+            Self::Runs(SettledRuns { subscription, sub_epoch, how, runs }) => {
+                out.put(subscription);
+                out.put(sub_epoch);
+                out.put(&FORM_RUNS);
+                out.put(&(*how as u8));
+                put_runs(out, runs.len(), runs.iter().copied(), 0);
+            }
+        }
     }
 
     fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let subscription = input.take()?;
-        let owner_epoch = input.take()?;
-        if input.take::<u8>()? != FORM_PREFIX {
-            return Err(DecodeError::Invalid("settled form"));
+        let epoch = input.take()?;
+        match input.take::<u8>()? {
+            FORM_PREFIX => {
+                let up_to = input.take()?;
+                Ok(Self::UpTo(Settled { subscription, owner_epoch: epoch, up_to }))
+            }
+            FORM_RUNS => take_settled_runs(input, subscription, epoch).map(Self::Runs),
+            _ => Err(DecodeError::Invalid("settled form")),
         }
-        Ok(Self { subscription, owner_epoch, up_to: input.take()? })
+    }
+}
+
+impl Wire for SubscriptionMode {
+    const BYTES_MIN: usize = 1;
+
+    fn put(&self, out: &mut Writer<'_>) {
+        out.put(&(*self as u8));
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        match input.take::<u8>()? {
+            0 => Ok(Self::Stream),
+            1 => Ok(Self::Queue),
+            _ => Err(DecodeError::Invalid("subscription mode")),
+        }
     }
 }
 
@@ -271,18 +362,63 @@ pub enum CommandError {
 
 #[cfg(test)]
 mod tests {
+    use postrider_protocol::types::{PartitionId, Sequence, TimestampMs, TopicId};
+
     use super::*;
+    use crate::queue::{DeadCause, DeadLetter, DeadTarget, OffsetRange, ReturnCause, SettleHow};
 
     fn one_of_each() -> Vec<StateCommand> {
         let subscription = SubscriptionId([7; 16]);
         vec![
             StateCommand::Settle(vec![
-                Settled { subscription, owner_epoch: 3, up_to: Offset(9) },
-                Settled { subscription: SubscriptionId([8; 16]), owner_epoch: 1, up_to: Offset(0) },
+                Settlement::UpTo(Settled { subscription, owner_epoch: 3, up_to: Offset(9) }),
+                Settlement::Runs(SettledRuns {
+                    subscription: SubscriptionId([8; 16]),
+                    sub_epoch: 1,
+                    how: SettleHow::Acked,
+                    runs: vec![OffsetRange::new(0, 3), OffsetRange::new(300, 301)],
+                }),
             ]),
+            StateCommand::Return(vec![Returned {
+                subscription,
+                sub_epoch: 2,
+                offset: Offset(9),
+                failures: 3,
+                due: TimestampMs(77),
+                cause: ReturnCause::SessionLost,
+                reason: "out of memory".to_owned(),
+            }]),
+            StateCommand::DeadIntent(vec![DeadIntent {
+                subscription,
+                letter: DeadLetter {
+                    sub_epoch: 2,
+                    offset: Offset(9),
+                    cause: DeadCause::Rejected,
+                    failures: 3,
+                    attempts: 4,
+                    target: DeadTarget { topic: TopicId([3; 16]), partition: PartitionId(1) },
+                    sequence: Sequence(6),
+                    first: TimestampMs(70),
+                    last: TimestampMs(80),
+                    reason: "no such customer".to_owned(),
+                },
+            }]),
+            StateCommand::DeadDone(vec![DeadDone {
+                subscription,
+                sub_epoch: 2,
+                offsets: vec![Offset(9), Offset(4)],
+            }]),
             StateCommand::Seek { subscription, owner_epoch: 4, to: Offset(2) },
-            StateCommand::Subscribe { subscription, start: SubscribeStart::Latest },
-            StateCommand::Subscribe { subscription, start: SubscribeStart::Offset(Offset(5)) },
+            StateCommand::Subscribe {
+                subscription,
+                start: SubscribeStart::Latest,
+                mode: SubscriptionMode::Stream,
+            },
+            StateCommand::Subscribe {
+                subscription,
+                start: SubscribeStart::Offset(Offset(5)),
+                mode: SubscriptionMode::Queue,
+            },
             StateCommand::SetOwner { subscription, owner_epoch: 5 },
             StateCommand::Unsubscribe { subscription },
             StateCommand::ProducerFence { producer: ProducerId(4), epoch: ProducerEpoch(2) },
@@ -314,15 +450,15 @@ mod tests {
     #[test]
     fn kinds_and_forms_of_later_versions_are_refused() {
         assert_eq!(
-            StateCommand::decode(EntryKind::Return, &[1]),
-            Err(CommandError::Kind(EntryKind::Return))
+            StateCommand::decode(EntryKind::Delayed, &[1]),
+            Err(CommandError::Kind(EntryKind::Delayed))
         );
         assert_eq!(
             StateCommand::decode(EntryKind::Seek, &[2]),
             Err(CommandError::Version { kind: EntryKind::Seek, version: 2 })
         );
         let mut settle = one_of_each()[0].encode().to_vec();
-        settle[5 + 24] = 1;
+        settle[5 + 24] = 2;
         assert!(StateCommand::decode(EntryKind::Settle, &settle).is_err());
     }
 }

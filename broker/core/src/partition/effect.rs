@@ -7,7 +7,7 @@ use bytes::Bytes;
 use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{AckLevel, ConfirmRun, PublishHead};
+use postrider_protocol::message::{AckLevel, AckRun, ConfirmRun, PublishHead, SettleException};
 use postrider_protocol::types::{
     Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId, ProducerId, Sequence,
     SubscriptionId, TimestampMs, TopicId,
@@ -15,6 +15,7 @@ use postrider_protocol::types::{
 
 use super::state::Change;
 use crate::limits::{SESSION_IDLE_MS, SESSIONS_PER_PARTITION_MAX};
+use crate::queue::MemberKey;
 
 /// A connection's number, rising in the order in which connections were accepted by this process. A
 /// producer session belongs to the newest connection that published in it.
@@ -242,6 +243,8 @@ pub(super) struct PublishReply<R> {
 pub(super) struct AckReply<R> {
     pub(super) route: R,
     pub(super) subscription: SubscriptionId,
+    /// Of a queue: what the request did not settle.
+    pub(super) exceptions: Option<Vec<SettleException>>,
 }
 
 /// Why a subscription has another owner epoch.
@@ -281,6 +284,8 @@ pub enum StateCommitted {
         owner_epoch: u64,
         /// The position.
         next: Offset,
+        /// Of a queue: the messages that left it unprocessed by this.
+        evicted: u64,
     },
     /// The subscription does not exist on this partition.
     Unsubscribed,
@@ -332,5 +337,41 @@ pub enum Effect<R> {
         owner_epoch: u64,
         /// The position from here on.
         next: Offset,
+    },
+    /// An ack or a return of a queue's consumer is done and durable.
+    Settled {
+        /// Who asked.
+        route: R,
+        /// Of which subscription.
+        subscription: SubscriptionId,
+        /// The index behind the entry that says so; 0 if there was nothing to store.
+        commit_index: EntryIndex,
+        /// What was not settled by it.
+        exceptions: Vec<SettleException>,
+    },
+    /// A queue has something to hand out, and a consumer was told that it has nothing: wake one that
+    /// waits. If it has no credit any more, wake the next.
+    QueueReady {
+        /// Which.
+        subscription: SubscriptionId,
+        /// Whom, if only this one may get something.
+        member: Option<MemberKey>,
+    },
+    /// Leases have ended; the consumer is to be told.
+    LeasesLost {
+        /// Of which subscription.
+        subscription: SubscriptionId,
+        /// Whose.
+        member: MemberKey,
+        /// The subscription's epoch from here on.
+        sub_epoch: u64,
+        /// Which.
+        runs: Vec<AckRun>,
+    },
+    /// There are dead letters to publish, or messages are to die and the target is not known: create it
+    /// if need be, call `set_dead_letter_target`, publish what `dead_intents` says.
+    DeadLetters {
+        /// Of which subscription.
+        subscription: SubscriptionId,
     },
 }

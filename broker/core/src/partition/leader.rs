@@ -8,7 +8,7 @@
 //! ```
 //! The tail is discarded by dropping this; the state is then folded from the entries that survived.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
@@ -24,11 +24,14 @@ use super::effect::{
     PartitionLimits, PendingAppend, PublishReply, Refusal, Reply, StateCommitted, storage_failed,
 };
 use super::producers::DataChange;
+use super::queue_commands::DeadIntent;
+use super::queue_ops::QueueOps;
 use super::sessions::Sessions;
 use super::state::{APPLY_VERSION, AppliedEntry, Change, PartitionState};
 use super::subscriptions::Subscriptions;
 use crate::cursors::Position;
 use crate::now::Now;
+use crate::queue::{DeadTarget, Dispatcher};
 
 /// An entry that is appended and not committed.
 #[derive(Debug)]
@@ -54,6 +57,15 @@ pub struct Partition<R> {
     /// The subscriptions as they are if everything appended commits.
     pub(super) tail_subscriptions: Subscriptions,
     pub(super) acks: AckQueue<R>,
+    /// The queue subscriptions whose policy is known. Bound: the topic's subscriptions.
+    pub(super) queues: BTreeMap<SubscriptionId, Dispatcher>,
+    pub(super) ops: QueueOps<R>,
+    /// Numbers of the next dead letters, where letters were appended by this leadership.
+    pub(super) dead_tail: BTreeMap<(SubscriptionId, DeadTarget), Sequence>,
+    /// The newest time seen.
+    pub(super) clock: Now,
+    /// What a queue had evicted before the newest seek.
+    evicted_before: u64,
     /// Subscriptions without whose `Subscribe` entry no publish is accepted, in the order of ids.
     pub(super) required: Vec<SubscriptionId>,
     pub(super) failed: bool,
@@ -76,6 +88,11 @@ impl<R: Clone> Partition<R> {
             sessions: Sessions::new(state.producers()),
             tail_subscriptions: state.subscriptions().clone(),
             acks: AckQueue::default(),
+            queues: BTreeMap::new(),
+            ops: QueueOps::default(),
+            dead_tail: BTreeMap::new(),
+            clock: Now::default(),
+            evicted_before: 0,
             required: Vec::new(),
             failed: false,
             state,
@@ -158,6 +175,14 @@ impl<R: Clone> Partition<R> {
             StateCommand::EpochStart { .. } => self.epoch_started = true,
             StateCommand::ProducerExpire(producers) => self.sessions.expiry_appended(producers),
             StateCommand::Settle(_) => self.acks.appended(),
+            StateCommand::Return(_) | StateCommand::DeadDone(_) => self.ops.appended(),
+            StateCommand::DeadIntent(intents) => {
+                self.ops.appended();
+                for DeadIntent { subscription, letter } in intents {
+                    let next = Sequence(letter.sequence.0 + 1);
+                    self.dead_tail.insert((*subscription, letter.target), next);
+                }
+            }
             StateCommand::Subscribe { subscription, .. } => {
                 self.required.retain(|required| required != subscription);
             }
@@ -178,10 +203,14 @@ impl<R: Clone> Partition<R> {
         for drafted in pending.current.into_iter().chain(pending.rest) {
             self.refuse(drafted, refusal, effects);
         }
+        self.wake_queues(effects);
     }
 
-    fn refuse(&self, drafted: Drafted<R>, refusal: Refusal, effects: &mut Vec<Effect<R>>) {
+    fn refuse(&mut self, drafted: Drafted<R>, refusal: Refusal, effects: &mut Vec<Effect<R>>) {
         let error = refusal.error();
+        if let Change::State(command) = &drafted.change {
+            self.queue_refused(command);
+        }
         match (drafted.reply, &drafted.change) {
             (Reply::Publish(reply), Change::Data(data)) => {
                 let run = self.run(
@@ -219,6 +248,9 @@ impl<R: Clone> Partition<R> {
         let mut open = OpenRun::None;
         while self.pending.front().is_some_and(|next| next.entry.index < ready_end.index) {
             let Some(pending) = self.pending.pop_front() else { break };
+            if let Change::State(StateCommand::Seek { subscription, .. }) = &pending.entry.change {
+                self.evicted_before = self.evicted_of(*subscription);
+            }
             self.state.apply(&pending.entry).expect("the leader appends what the fold accepts");
             match (&pending.entry.change, pending.reply) {
                 (Change::Data(data), Reply::Publish(reply)) => {
@@ -226,11 +258,13 @@ impl<R: Clone> Partition<R> {
                 }
                 (Change::State(command), reply) => {
                     open = OpenRun::None;
-                    self.state_committed(command, reply, effects);
+                    let end = EntryIndex(pending.entry.index.0 + 1);
+                    self.state_committed(command, (reply, end), effects);
                 }
                 (Change::Data(_) | Change::Nothing, _) => {}
             }
         }
+        self.wake_queues(effects);
     }
 
     /// Confirms a batch, in the run of the one before where it continues it.
@@ -286,11 +320,15 @@ impl<R: Clone> Partition<R> {
     fn state_committed(
         &mut self,
         command: &StateCommand,
-        reply: Reply<R>,
+        (reply, end): (Reply<R>, EntryIndex),
         effects: &mut Vec<Effect<R>>,
     ) {
+        self.queue_committed(command, effects);
         match command {
             StateCommand::Settle(_) => self.acks.committed(),
+            StateCommand::Return(_) | StateCommand::DeadIntent(_) | StateCommand::DeadDone(_) => {
+                self.ops.committed();
+            }
             StateCommand::ProducerExpire(producers) => self.sessions.expiry_committed(producers),
             StateCommand::Seek { .. }
             | StateCommand::Subscribe { .. }
@@ -304,9 +342,13 @@ impl<R: Clone> Partition<R> {
         }
         match reply {
             Reply::State(route) => effects.extend(self.state_reply(command, route)),
-            Reply::Acks(replies) => self.ack_replies(replies, effects),
+            Reply::Acks(replies) => self.ack_replies(replies, end, effects),
             Reply::Publish(_) | Reply::Nobody => {}
         }
+    }
+
+    fn evicted_of(&self, subscription: SubscriptionId) -> u64 {
+        self.state.queue(subscription).map_or(0, |queue| queue.totals().evicted)
     }
 
     fn owner_change(&self, command: &StateCommand) -> Option<Effect<R>> {
@@ -315,6 +357,9 @@ impl<R: Clone> Partition<R> {
             StateCommand::SetOwner { subscription, .. } => (*subscription, OwnerChange::Attached),
             StateCommand::Unsubscribe { subscription } => (*subscription, OwnerChange::Deleted),
             StateCommand::Settle(_)
+            | StateCommand::Return(_)
+            | StateCommand::DeadIntent(_)
+            | StateCommand::DeadDone(_)
             | StateCommand::Subscribe { .. }
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
@@ -340,12 +385,17 @@ impl<R: Clone> Partition<R> {
                 (*subscription, StateCommitted::Owned { owner_epoch: *owner_epoch, acked })
             }
             StateCommand::Seek { subscription, owner_epoch, to } => {
-                (*subscription, StateCommitted::Sought { owner_epoch: *owner_epoch, next: *to })
+                let evicted = self.evicted_of(*subscription) - self.evicted_before;
+                let (owner_epoch, next) = (*owner_epoch, *to);
+                (*subscription, StateCommitted::Sought { owner_epoch, next, evicted })
             }
             StateCommand::Unsubscribe { subscription } => {
                 (*subscription, StateCommitted::Unsubscribed)
             }
             StateCommand::Settle(_)
+            | StateCommand::Return(_)
+            | StateCommand::DeadIntent(_)
+            | StateCommand::DeadDone(_)
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
             | StateCommand::EpochStart { .. } => return None,
@@ -353,22 +403,45 @@ impl<R: Clone> Partition<R> {
         Some(Effect::Committed { route, subscription, what })
     }
 
-    fn ack_replies(&self, replies: Vec<AckReply<R>>, effects: &mut Vec<Effect<R>>) {
-        for AckReply { route, subscription } in replies {
+    fn ack_replies(
+        &self,
+        replies: Vec<AckReply<R>>,
+        commit_index: EntryIndex,
+        effects: &mut Vec<Effect<R>>,
+    ) {
+        for AckReply { route, subscription, exceptions } in replies {
+            if let Some(exceptions) = exceptions {
+                effects.push(Effect::Settled { route, subscription, commit_index, exceptions });
+                continue;
+            }
             let acked = self.state.subscriptions().get(subscription).unwrap_or_default().acked;
             let what = StateCommitted::Acked { acked };
             effects.push(Effect::Committed { route, subscription, what });
         }
     }
 
-    /// What the leader wants to append on its own account: acknowledgements that waited for others. To
-    /// be called after every `advance`, until it is `None`.
+    /// What the leader wants to append on its own account: acknowledgements that waited for others, and
+    /// what is to be written about failed messages of queues. To be called after every `advance`, until
+    /// it is `None`.
     pub fn poll_append(&mut self, now: Now) -> Option<PendingAppend<R>> {
-        if self.failed || self.acks.in_flight() {
+        if self.failed {
             return None;
         }
-        let acks = self.acks.take()?;
-        Some(self.pending_append(now, acks))
+        if !self.acks.in_flight()
+            && let Some(acks) = self.acks.take()
+        {
+            return Some(self.pending_append(now, acks));
+        }
+        if self.ops.in_flight() || self.ops.is_empty() {
+            return None;
+        }
+        let mut entries = self.take_ops();
+        let last = entries.pop()?;
+        let mut pending = self.pending_append(now, last);
+        for entry in entries {
+            pending.put_before_last(self.drafted(now, entry));
+        }
+        Some(pending)
     }
 
     /// Forgets producer sessions that are idle, up to a bound per call. To be called every few minutes.
@@ -383,7 +456,9 @@ impl<R: Clone> Partition<R> {
             .producers()
             .iter()
             .filter(|(producer, session)| {
-                session.last_active().0 < idle_since && self.sessions.is_idle(*producer)
+                session.last_active().0 < idle_since
+                    && !producer.is_internal()
+                    && self.sessions.is_idle(*producer)
             })
             .map(|(producer, _)| producer)
             .take(crate::limits::EXPIRE_BATCH_MAX)
@@ -404,7 +479,8 @@ impl<R: Clone> Partition<R> {
             let draft = None;
             self.refuse(Drafted { draft, change: entry.change, reply }, Refusal::Failed, effects);
         }
-        for route in self.acks.drain_routes() {
+        let waiting: Vec<R> = self.acks.drain_routes().collect();
+        for route in waiting.into_iter().chain(self.ops.drain_routes()) {
             effects.push(Effect::Refused { route, error: storage_failed() });
         }
     }
@@ -436,6 +512,13 @@ impl<R: Clone> Partition<R> {
                 || self.failed,
             "every settle entry in flight is counted"
         );
+        assert!(
+            self.ops.in_flight_count()
+                == self.pending.iter().filter(|pending| is_queue_op(&pending.entry)).count()
+                || self.failed,
+            "every entry about queues in flight is counted"
+        );
+        self.check_queues();
         self.sessions.check(self.state.producers());
         let mut folded = self.state.subscriptions().clone();
         for pending in &self.pending {
@@ -522,6 +605,15 @@ fn outcome_of(error: ErrorBody) -> Outcome {
 
 fn is_settle(entry: &AppliedEntry) -> bool {
     matches!(entry.change, Change::State(StateCommand::Settle(_)))
+}
+
+fn is_queue_op(entry: &AppliedEntry) -> bool {
+    matches!(
+        entry.change,
+        Change::State(
+            StateCommand::Return(_) | StateCommand::DeadIntent(_) | StateCommand::DeadDone(_)
+        )
+    )
 }
 
 /// The run that the last effect confirms, if a batch may continue it.

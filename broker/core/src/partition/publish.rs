@@ -39,6 +39,33 @@ impl<R: Clone> Partition<R> {
         request: PublishRequest<'_, R>,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
+        if request.head.producer.is_internal() {
+            let objection = objected(Objection::Unknown { forgotten: false });
+            return self.answer(request.head, objection, request.route, effects);
+        }
+        self.publish_checked(now, request, effects)
+    }
+
+    /// The same for a session of the broker's own ([`ProducerId::internal`]), which is never forgotten.
+    ///
+    /// # Panics
+    /// If the session is a client's.
+    pub fn publish_internal(
+        &mut self,
+        now: Now,
+        request: PublishRequest<'_, R>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        assert!(request.head.producer.is_internal(), "the session is the broker's own");
+        self.publish_checked(now, request, effects)
+    }
+
+    fn publish_checked(
+        &mut self,
+        now: Now,
+        request: PublishRequest<'_, R>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
         let PublishRequest { head, batch, connection, producer_ids_end, route } = request;
         let source = Source { connection, route, bytes: batch.body.len() };
         if let Err(outcome) = self.check(head, batch) {
@@ -50,7 +77,8 @@ impl<R: Clone> Partition<R> {
             Ok(Standing::Retry) => return self.retry(head, source, effects),
             Err(objection) => return self.answer(head, objected(objection), source.route, effects),
         };
-        if let Err(error) = self.check_appendable(opens_session) {
+        let counts = opens_session && !head.producer.is_internal();
+        if let Err(error) = self.check_appendable(counts) {
             return self.answer(head, Outcome::Rejected { error }, source.route, effects);
         }
         let pending = self.draft_batch(now, head, batch, source, opens_session);

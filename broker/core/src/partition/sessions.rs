@@ -172,7 +172,7 @@ impl Sessions {
     /// An id that never had a session here may begin anywhere: nothing of it can be stored. One that may
     /// have been forgotten begins at 0 only; elsewhere its retries could be stored twice.
     fn judge_unknown(&self, head: &PublishHead) -> Result<Standing, Objection> {
-        let forgotten = head.producer <= self.expired_max;
+        let forgotten = head.producer <= self.expired_max && !head.producer.is_internal();
         let begins = begins_session(head) && (head.base_sequence.0 == 0 || !forgotten);
         begins.then_some(Standing::First).ok_or(Objection::Unknown { forgotten })
     }

@@ -4,14 +4,16 @@
 //! Little-endian; `v` is a canonical varint of 7 bits per byte; all bytes are consumed.
 //!
 //! ```text
-//! u8 version 1 | u64 end index | u64 end offset | u64 append_time | u16 apply_version
+//! u8 version 2 | u64 end index | u64 end offset | u64 append_time | u16 apply_version
 //! u32 count | count x (u32 leader_epoch | u64 start index | u64 start offset)
 //! i64 expired_max
 //! u32 count | count x (i64 producer | u16 epoch | u64 next_sequence | u64 last_active
 //!                      | u32 runs | runs x (v sequence gap | v offset gap | v time step | v count))
-//! u32 count | count x (16 subscription | u8 mode 0 | u64 acked | u64 owner_epoch)
+//! u32 count | count x (16 subscription | u8 mode (0 stream, 1 queue) | u64 acked | u64 epoch)
+//! then, for each subscription of mode 1, in the same order: its queue, as `queue_snapshot` says
 //! ```
-//! Gaps are measured from the end of the run before; the first one from zero.
+//! Gaps are measured from the end of the run before; the first one from zero. Version 1 had no mode 1;
+//! such snapshots still decode.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -19,14 +21,17 @@ use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::types::{Offset, ProducerId, Sequence, SubscriptionId, TimestampMs};
 
+use super::command::SubscriptionMode;
 use super::producers::{ProducerSession, Producers, Run};
 use super::state::{APPLY_VERSION, EpochRange, PartitionState};
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::cursors::Position;
 use crate::limits::{EPOCHS_MAX, SESSION_RUNS_MAX};
+use crate::queue::QueueState;
 
-const SNAPSHOT_VERSION: u8 = 1;
-const MODE_STREAM: u8 = 0;
+const SNAPSHOT_VERSION: u8 = 2;
+/// Without queues.
+const SNAPSHOT_VERSION_STREAMS: u8 = 1;
 
 impl PartitionState {
     /// The state's bytes. The snapshot covers everything below [`PartitionState::end`].
@@ -50,6 +55,9 @@ impl PartitionState {
             out.put(id);
             out.put(state);
         }
+        for queue in self.queues.values() {
+            out.put(queue);
+        }
         bytes.freeze()
     }
 
@@ -61,10 +69,10 @@ impl PartitionState {
     pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let mut input = Reader::new(bytes);
         let version: u8 = input.take()?;
-        if version != SNAPSHOT_VERSION {
+        if version != SNAPSHOT_VERSION && version != SNAPSHOT_VERSION_STREAMS {
             return Err(SnapshotError::Version(version));
         }
-        let end = input.take()?;
+        let end: Position = input.take()?;
         let append_time = input.take()?;
         let apply_version = input.take()?;
         if apply_version > APPLY_VERSION {
@@ -76,9 +84,20 @@ impl PartitionState {
         }
         let producers = take_producers(&mut input)?;
         let by_id = take_map::<SubscriptionId, SubscriptionState>(&mut input)?;
+        let mut queues = BTreeMap::new();
+        for (id, _) in by_id.iter().filter(|(_, state)| state.mode == SubscriptionMode::Queue) {
+            if version == SNAPSHOT_VERSION_STREAMS {
+                return Err(DecodeError::Invalid("subscription mode").into());
+            }
+            let queue: QueueState = input.take()?;
+            if !queue.is_conserved(end.offset) {
+                return Err(DecodeError::Invalid("totals of a queue").into());
+            }
+            queues.insert(*id, queue);
+        }
         input.finish()?;
         let subscriptions = Subscriptions { by_id };
-        Ok(Self { end, append_time, apply_version, epochs, producers, subscriptions })
+        Ok(Self { end, append_time, apply_version, epochs, producers, subscriptions, queues })
     }
 }
 
@@ -89,7 +108,9 @@ fn take_producers(input: &mut Reader<'_>) -> Result<Producers, DecodeError> {
 }
 
 /// A map whose keys rise.
-fn take_map<K: Wire + Ord, V: Wire>(input: &mut Reader<'_>) -> Result<BTreeMap<K, V>, DecodeError> {
+pub(super) fn take_map<K: Wire + Ord, V: Wire>(
+    input: &mut Reader<'_>,
+) -> Result<BTreeMap<K, V>, DecodeError> {
     let count = input.count(K::BYTES_MIN + V::BYTES_MIN)?;
     let mut map = BTreeMap::new();
     for _ in 0..count {
@@ -133,16 +154,14 @@ impl Wire for SubscriptionState {
     const BYTES_MIN: usize = 17;
 
     fn put(&self, out: &mut Writer<'_>) {
-        out.put(&MODE_STREAM);
+        out.put(&self.mode);
         out.put(&self.acked);
         out.put(&self.owner_epoch);
     }
 
     fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        if input.take::<u8>()? != MODE_STREAM {
-            return Err(DecodeError::Invalid("subscription mode"));
-        }
-        Ok(Self { acked: input.take()?, owner_epoch: input.take()? })
+        let mode = input.take()?;
+        Ok(Self { acked: input.take()?, owner_epoch: input.take()?, mode })
     }
 }
 
@@ -209,7 +228,7 @@ fn take_runs(input: &mut Reader<'_>) -> Result<VecDeque<Run>, DecodeError> {
     Ok(runs)
 }
 
-fn put_varint(out: &mut Writer<'_>, mut value: u64) {
+pub(super) fn put_varint(out: &mut Writer<'_>, mut value: u64) {
     while value >= 0x80 {
         out.put(&(u8::try_from(value & 0x7f).expect("7 bits fit") | 0x80));
         value >>= 7;
@@ -217,7 +236,7 @@ fn put_varint(out: &mut Writer<'_>, mut value: u64) {
     out.put(&u8::try_from(value).expect("7 bits fit"));
 }
 
-fn take_varint(input: &mut Reader<'_>) -> Result<u64, DecodeError> {
+pub(super) fn take_varint(input: &mut Reader<'_>) -> Result<u64, DecodeError> {
     let mut value = 0_u64;
     for shift in (0..64).step_by(7) {
         let byte: u8 = input.take()?;

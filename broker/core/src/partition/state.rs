@@ -2,22 +2,27 @@
 //! setting or the leader's memory, so that every replica and every restart arrives at the same state.
 //! Driven by recovery entry by entry, and by the leader with the same `apply`.
 
+use std::collections::BTreeMap;
+
 use bytes::Buf;
 use postrider_protocol::batch::BATCH_FIELD_BYTES;
 use postrider_protocol::entry::{Entry, EntryKind, EntryView};
 use postrider_protocol::types::{
-    EntryIndex, LeaderEpoch, Offset, ProducerEpoch, ProducerId, TimestampMs,
+    EntryIndex, LeaderEpoch, Offset, ProducerEpoch, ProducerId, SubscriptionId, TimestampMs,
 };
 
-use super::command::{CommandError, StateCommand};
+use super::command::{CommandError, Settlement, StateCommand, SubscriptionMode};
 use super::producers::{DataChange, Producers};
+use super::queue_commands::{DeadDone, DeadIntent, Returned, SettledRuns};
 use super::subscriptions::Subscriptions;
 use crate::cursors::Position;
 use crate::limits::EPOCHS_MAX;
+use crate::queue::{Failure, QueueState};
 
 /// The version of the rules in this file. An `EpochStart` names the version that applies to what
-/// follows it; a higher one than this is refused.
-pub const APPLY_VERSION: u16 = 1;
+/// follows it; a higher one than this is refused. 2 added queue subscriptions; what 1 says is folded as
+/// before.
+pub const APPLY_VERSION: u16 = 2;
 
 /// What an entry changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -122,6 +127,8 @@ pub struct PartitionState {
     pub(super) epochs: Vec<EpochRange>,
     pub(super) producers: Producers,
     pub(super) subscriptions: Subscriptions,
+    /// What the queues among the subscriptions have settled.
+    pub(super) queues: BTreeMap<SubscriptionId, QueueState>,
 }
 
 impl PartitionState {
@@ -153,6 +160,17 @@ impl PartitionState {
     #[must_use]
     pub fn subscriptions(&self) -> &Subscriptions {
         &self.subscriptions
+    }
+
+    /// The state of a queue subscription.
+    #[must_use]
+    pub fn queue(&self, subscription: SubscriptionId) -> Option<&QueueState> {
+        self.queues.get(&subscription)
+    }
+
+    /// The queue subscriptions, by id.
+    pub fn queues(&self) -> impl Iterator<Item = (SubscriptionId, &QueueState)> {
+        self.queues.iter().map(|(id, state)| (*id, state))
     }
 
     /// Applies the next entry. After an error the state is as before.
@@ -190,14 +208,83 @@ impl PartitionState {
                 self.producers.fence(*producer, *epoch, entry.append_time);
             }
             StateCommand::Settle(_)
+            | StateCommand::Return(_)
+            | StateCommand::DeadIntent(_)
+            | StateCommand::DeadDone(_)
             | StateCommand::Seek { .. }
             | StateCommand::Subscribe { .. }
             | StateCommand::SetOwner { .. }
             | StateCommand::Unsubscribe { .. } => {
                 self.subscriptions.apply(command, entry.base_offset);
+                self.apply_queues(entry, command);
             }
         }
         Ok(())
+    }
+
+    /// What names a queue that is not there, or an epoch that is not its own, changes nothing.
+    fn apply_queues(&mut self, entry: &AppliedEntry, command: &StateCommand) {
+        let at = entry.base_offset;
+        match command {
+            StateCommand::Settle(settlements) => {
+                for settlement in settlements {
+                    if let Settlement::Runs(SettledRuns { subscription, sub_epoch, how, runs }) =
+                        settlement
+                        && let Some(queue) = self.queue_in(*subscription, *sub_epoch)
+                    {
+                        queue.settle(*how, runs, at);
+                    }
+                }
+            }
+            StateCommand::Return(returned) => {
+                for returned in returned {
+                    if let Some(queue) = self.queue_in(returned.subscription, returned.sub_epoch) {
+                        queue.fail(returned.offset, failure(returned, entry.append_time), at);
+                    }
+                }
+            }
+            StateCommand::DeadIntent(intents) => {
+                for DeadIntent { subscription, letter } in intents {
+                    if let Some(queue) = self.queue_in(*subscription, letter.sub_epoch) {
+                        queue.die(letter.clone(), at);
+                    }
+                }
+            }
+            StateCommand::DeadDone(done) => {
+                for DeadDone { subscription, sub_epoch, offsets } in done {
+                    if let Some(queue) = self.queues.get_mut(subscription) {
+                        queue.bury(*sub_epoch, offsets, at);
+                    }
+                }
+            }
+            StateCommand::Seek { subscription, owner_epoch, to } => {
+                if let Some(queue) = self.queues.get_mut(subscription) {
+                    queue.seek(*owner_epoch, (*to).min(at), at);
+                }
+            }
+            StateCommand::Subscribe { subscription, start, mode: SubscriptionMode::Queue } => {
+                let is_queue = self
+                    .subscriptions
+                    .get(*subscription)
+                    .is_some_and(|state| state.mode == SubscriptionMode::Queue);
+                if is_queue {
+                    let start = start.resolve(at).min(at);
+                    self.queues.entry(*subscription).or_insert_with(|| QueueState::new(start));
+                }
+            }
+            StateCommand::Unsubscribe { subscription } => {
+                self.queues.remove(subscription);
+            }
+            StateCommand::Subscribe { mode: SubscriptionMode::Stream, .. }
+            | StateCommand::SetOwner { .. }
+            | StateCommand::ProducerFence { .. }
+            | StateCommand::ProducerExpire(_)
+            | StateCommand::EpochStart { .. } => {}
+        }
+    }
+
+    fn queue_in(&mut self, subscription: SubscriptionId, epoch: u64) -> Option<&mut QueueState> {
+        self.queues.get_mut(&subscription).filter(|queue| queue.sub_epoch() == epoch)
     }
 
     fn start_epoch(&mut self, entry: &AppliedEntry, apply_version: u16) -> Result<(), ApplyError> {
@@ -222,6 +309,17 @@ impl PartitionState {
     pub fn skip_damage(&mut self, end: Position) {
         assert!(self.end.at_or_before(end), "damage ends at {end:?}, before {:?}", self.end);
         self.end = end;
+    }
+}
+
+fn failure(returned: &Returned, time: TimestampMs) -> Failure {
+    Failure {
+        failures: returned.failures,
+        due: returned.due,
+        cause: returned.cause,
+        first: time,
+        last: time,
+        reason: returned.reason.clone(),
     }
 }
 

@@ -8,7 +8,7 @@
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::types::{Offset, SubscriptionId};
 
-use super::command::{Settled, StateCommand, SubscribeStart};
+use super::command::{Settled, StateCommand, SubscribeStart, SubscriptionMode};
 use super::effect::{Decision, Effect, PendingAppend, Reply, StateCommitted, storage_failed};
 use super::leader::Partition;
 use super::state::Change;
@@ -55,6 +55,7 @@ impl<R: Clone> Partition<R> {
         now: Now,
         subscription: SubscriptionId,
         start: SubscribeStart,
+        mode: SubscriptionMode,
         route: R,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
@@ -73,7 +74,7 @@ impl<R: Clone> Partition<R> {
         {
             return refuse(route, self.out_of_range(offset, self.tail_end().offset), effects);
         }
-        self.append_state(now, StateCommand::Subscribe { subscription, start }, route)
+        self.append_state(now, StateCommand::Subscribe { subscription, start, mode }, route)
     }
 
     /// Gives a subscription a new owner; owners before can acknowledge nothing from here on.
@@ -85,6 +86,9 @@ impl<R: Clone> Partition<R> {
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
         match self.tail_subscription(subscription) {
+            Ok(state) if state.mode == SubscriptionMode::Queue => {
+                refuse(route, wrong_mode(), effects)
+            }
             Ok(state) => {
                 let owner_epoch = state.owner_epoch + 1;
                 self.append_state(now, StateCommand::SetOwner { subscription, owner_epoch }, route)
@@ -94,7 +98,7 @@ impl<R: Clone> Partition<R> {
     }
 
     /// Moves a subscription to an offset, forwards or back. An attached owner goes on there, with a new
-    /// epoch, so that what it acknowledged before the move cannot undo it.
+    /// epoch, so that what it acknowledged before the move cannot undo it. Of a queue, all leases end.
     pub fn seek(
         &mut self,
         now: Now,
@@ -164,6 +168,9 @@ impl<R: Clone> Partition<R> {
 
     fn check_ack(&self, ack: AckUpTo) -> Result<(), ErrorBody> {
         let state = self.tail_subscription(ack.subscription)?;
+        if state.mode == SubscriptionMode::Queue {
+            return Err(wrong_mode());
+        }
         if state.owner_epoch != ack.owner_epoch {
             return Err(ErrorBody::new(
                 ErrorCode::StaleOwnerEpoch,
@@ -196,13 +203,16 @@ impl<R: Clone> Partition<R> {
         })
     }
 
-    /// A state entry behind the acknowledgements that wait: they were accepted before it.
+    /// A state entry behind what waits to be settled: that was accepted before it.
     fn append_state(&mut self, now: Now, command: StateCommand, route: R) -> Decision<R> {
-        let acks = self.acks.take();
+        let mut before: Vec<_> = self.acks.take().into_iter().collect();
+        while !self.ops.is_empty() {
+            before.extend(self.take_ops());
+        }
         let last = (Change::State(command), Reply::State(route));
         let mut pending: PendingAppend<R> = self.pending_append(now, last);
-        if let Some(acks) = acks {
-            pending.put_before_last(self.drafted(now, acks));
+        for entry in before {
+            pending.put_before_last(self.drafted(now, entry));
         }
         Decision::Append(pending)
     }
@@ -211,6 +221,13 @@ impl<R: Clone> Partition<R> {
         let text = format!("offset {offset} lies behind the end of the partition, {end}");
         ErrorBody::new(ErrorCode::OffsetOutOfRange, text)
     }
+}
+
+fn wrong_mode() -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::WrongSubscriptionMode,
+        "the subscription is of queue mode; consume it instead",
+    )
 }
 
 fn refuse<R>(route: R, error: ErrorBody, effects: &mut Vec<Effect<R>>) -> Decision<R> {

@@ -1,21 +1,25 @@
-//! Owns the durable subscriptions of one partition: position and owner. Never knows who is attached or
-//! what was delivered. Driven by the fold, and by the leader for the tail that is not committed yet.
+//! Owns the durable subscriptions of one partition: mode, position and epoch. Never knows who is attached
+//! or what was delivered. Driven by the fold, and by the leader for the tail that is not committed yet.
 //!
-//! A stream subscription's settled set is a prefix, so `acked` is all of it; queue mode adds runs above.
+//! A stream subscription's settled set is a prefix, so `acked` is all of it. What a queue has settled is
+//! in its [`crate::queue::QueueState`], beside this and not in it, so that the leader's tail stays small.
 
 use std::collections::BTreeMap;
 
 use postrider_protocol::types::{Offset, SubscriptionId};
 
-use super::command::{Settled, StateCommand, SubscribeStart};
+use super::command::{Settled, Settlement, StateCommand, SubscriptionMode};
 
 /// One durable subscription on this partition.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SubscriptionState {
-    /// Everything below is acknowledged. Only `Seek` lowers it.
+    /// Everything below is acknowledged. Only `Seek` lowers it. Of a queue: where it began, or was
+    /// moved to last; its floor is in its [`crate::queue::QueueState`].
     pub acked: Offset,
-    /// Rises with every owner and every seek; 0 before the first owner.
+    /// Rises with every owner and every seek; 0 before the first owner. Of a queue: its epoch.
     pub owner_epoch: u64,
+    /// Stream or queue.
+    pub mode: SubscriptionMode,
 }
 
 /// The durable subscriptions of one partition.
@@ -52,20 +56,26 @@ impl Subscriptions {
     /// there, or an owner before the current one, changes nothing; commands about other things neither.
     pub(super) fn apply(&mut self, command: &StateCommand, at: Offset) {
         match command {
-            StateCommand::Settle(settled) => settled.iter().for_each(|one| self.settle(one)),
-            StateCommand::Seek { subscription, owner_epoch, to } => {
-                if let Some(state) = self.by_id.get_mut(subscription) {
-                    *state = SubscriptionState { acked: *to, owner_epoch: *owner_epoch };
+            StateCommand::Settle(settled) => {
+                for settlement in settled {
+                    if let Settlement::UpTo(one) = settlement {
+                        self.settle(one);
+                    }
                 }
             }
-            StateCommand::Subscribe { subscription, start } => {
-                let acked = match start {
-                    SubscribeStart::Latest => at,
-                    SubscribeStart::Offset(offset) => *offset,
-                };
-                self.by_id
-                    .entry(*subscription)
-                    .or_insert(SubscriptionState { acked, owner_epoch: 0 });
+            StateCommand::Seek { subscription, owner_epoch, to } => {
+                if let Some(state) = self.by_id.get_mut(subscription) {
+                    state.acked = *to;
+                    state.owner_epoch = *owner_epoch;
+                }
+            }
+            StateCommand::Subscribe { subscription, start, mode } => {
+                let acked = start.resolve(at);
+                self.by_id.entry(*subscription).or_insert(SubscriptionState {
+                    acked,
+                    owner_epoch: 0,
+                    mode: *mode,
+                });
             }
             StateCommand::SetOwner { subscription, owner_epoch } => {
                 if let Some(state) = self.by_id.get_mut(subscription) {
@@ -75,7 +85,10 @@ impl Subscriptions {
             StateCommand::Unsubscribe { subscription } => {
                 self.by_id.remove(subscription);
             }
-            StateCommand::ProducerFence { .. }
+            StateCommand::Return(_)
+            | StateCommand::DeadIntent(_)
+            | StateCommand::DeadDone(_)
+            | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
             | StateCommand::EpochStart { .. } => {}
         }
@@ -84,6 +97,7 @@ impl Subscriptions {
     fn settle(&mut self, settled: &Settled) {
         if let Some(state) = self.by_id.get_mut(&settled.subscription)
             && state.owner_epoch == settled.owner_epoch
+            && state.mode == SubscriptionMode::Stream
         {
             state.acked = state.acked.max(settled.up_to);
         }
@@ -92,18 +106,24 @@ impl Subscriptions {
 
 #[cfg(test)]
 mod tests {
+    use super::super::command::SubscribeStart;
     use super::*;
 
     const S: SubscriptionId = SubscriptionId([1; 16]);
 
     fn settle(owner_epoch: u64, up_to: u64) -> StateCommand {
-        StateCommand::Settle(vec![Settled { subscription: S, owner_epoch, up_to: Offset(up_to) }])
+        let settled = Settled { subscription: S, owner_epoch, up_to: Offset(up_to) };
+        StateCommand::Settle(vec![Settlement::UpTo(settled)])
+    }
+
+    fn subscribe(start: SubscribeStart) -> StateCommand {
+        StateCommand::Subscribe { subscription: S, start, mode: SubscriptionMode::Stream }
     }
 
     #[test]
     fn latest_is_the_position_of_the_subscribe_entry() {
         let mut subscriptions = Subscriptions::default();
-        let latest = StateCommand::Subscribe { subscription: S, start: SubscribeStart::Latest };
+        let latest = subscribe(SubscribeStart::Latest);
         subscriptions.apply(&latest, Offset(5));
         subscriptions.apply(&latest, Offset(9));
         assert_eq!(subscriptions.get(S).unwrap().acked, Offset(5));
@@ -113,7 +133,7 @@ mod tests {
     fn acks_only_rise_and_only_a_seek_lowers_them() {
         let mut subscriptions = Subscriptions::default();
         let start = SubscribeStart::Offset(Offset(0));
-        subscriptions.apply(&StateCommand::Subscribe { subscription: S, start }, Offset(0));
+        subscriptions.apply(&subscribe(start), Offset(0));
         subscriptions.apply(&StateCommand::SetOwner { subscription: S, owner_epoch: 1 }, Offset(0));
         subscriptions.apply(&settle(1, 7), Offset(9));
         subscriptions.apply(&settle(1, 3), Offset(9));
@@ -121,7 +141,8 @@ mod tests {
         let seek = StateCommand::Seek { subscription: S, owner_epoch: 2, to: Offset(1) };
         subscriptions.apply(&seek, Offset(9));
         subscriptions.apply(&settle(1, 8), Offset(9));
-        let state = SubscriptionState { acked: Offset(1), owner_epoch: 2 };
+        let mode = SubscriptionMode::Stream;
+        let state = SubscriptionState { acked: Offset(1), owner_epoch: 2, mode };
         assert_eq!(subscriptions.get(S), Some(state), "an older owner's ack changes nothing");
     }
 

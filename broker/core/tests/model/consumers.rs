@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use postrider_core::partition::{
-    AckUpTo, Decision, Effect, OwnerChange, StateCommand, StateCommitted, SubscribeStart,
+    AckUpTo, Decision, Effect, OwnerChange, Settlement, StateCommand, StateCommitted,
+    SubscribeStart, SubscriptionMode,
 };
 use postrider_protocol::error::ErrorCode;
 use postrider_protocol::types::{Offset, SubscriptionId};
@@ -86,7 +87,10 @@ impl Consumers {
         };
         let partition = &mut world.partition;
         let decision = match request {
-            Request::Subscribe(id) => partition.subscribe(now, id, start, route, &mut effects),
+            Request::Subscribe(id) => {
+                let mode = SubscriptionMode::Stream;
+                partition.subscribe(now, id, start, mode, route, &mut effects)
+            }
             Request::Own(id) => partition.set_owner(now, id, route, &mut effects),
             Request::Ack(ack) => partition.ack_up_to(now, ack, route, &mut effects),
             Request::Seek(id, to) => partition.seek(now, id, to, route, &mut effects),
@@ -244,7 +248,7 @@ impl Consumers {
                 continue;
             };
             match command {
-                StateCommand::Subscribe { subscription, start } => {
+                StateCommand::Subscribe { subscription, start, .. } => {
                     let position = match start {
                         SubscribeStart::Latest => entry.header.base_offset,
                         SubscribeStart::Offset(offset) => offset,
@@ -266,13 +270,19 @@ impl Consumers {
                     (*position, *epoch) = (to, owner_epoch);
                 }
                 StateCommand::Settle(settled) => {
-                    for one in settled {
+                    for settlement in settled {
+                        let Settlement::UpTo(one) = settlement else { panic!("no queue is here") };
                         let (position, epoch) =
                             naive.get_mut(&one.subscription).expect("it exists");
                         assert_eq!(*epoch, one.owner_epoch, "only the owner's acks are stored");
                         assert!(one.up_to <= entry.header.base_offset);
                         *position = (*position).max(one.up_to);
                     }
+                }
+                StateCommand::Return(_)
+                | StateCommand::DeadIntent(_)
+                | StateCommand::DeadDone(_) => {
+                    panic!("no queue is here");
                 }
                 StateCommand::ProducerFence { .. }
                 | StateCommand::ProducerExpire(_)
