@@ -57,6 +57,23 @@ pub fn expired(
     start
 }
 
+/// The new start of a queue's log, if it has to move: segments whose messages are all below `floor`, which
+/// every subscription has settled.
+#[must_use]
+pub fn settled(
+    segments: &[SegmentFacts],
+    floor: Offset,
+    removable_end: Position,
+) -> Option<(EntryIndex, Offset)> {
+    segments
+        .iter()
+        .take_while(|segment| {
+            segment.sealed && segment.end.offset <= floor && segment.end.at_or_before(removable_end)
+        })
+        .last()
+        .map(|segment| (segment.end.index, segment.end.offset))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -93,6 +110,19 @@ mod tests {
         assert_eq!(new_start(keep(3_001), 40, 0), None);
         assert_eq!(new_start(keep(3_000), 40, 0), Some(10));
         assert_eq!(new_start(keep(1), 40, 0), Some(30));
+    }
+
+    #[test]
+    fn segments_of_a_queue_go_when_all_is_settled() {
+        let start = |floor, removable_end| {
+            let end = Position::new(EntryIndex(removable_end), Offset(removable_end * 10));
+            settled(&segments(), Offset(floor), end).map(|(index, _)| index.0)
+        };
+        assert_eq!(start(99, 40), None);
+        assert_eq!(start(100, 40), Some(10));
+        assert_eq!(start(299, 40), Some(20));
+        assert_eq!(start(400, 40), Some(30), "the segment that is written stays");
+        assert_eq!(start(400, 29), Some(20), "and what no snapshot covers");
     }
 
     #[test]

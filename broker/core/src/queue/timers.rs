@@ -15,6 +15,9 @@ use super::state::{DeadCause, ReturnCause};
 use crate::limits::{SESSION_GRACE_MS, VERDICTS_PER_TICK_MAX};
 use crate::now::Now;
 
+/// How often a target is asked for while messages wait for it.
+const ASK_TARGET_MS: u64 = 25;
+
 /// What a tick found.
 #[derive(Debug, Default)]
 pub(crate) struct Due {
@@ -168,9 +171,14 @@ impl Dispatcher {
             .first()
             .map(|(due, _)| clock_ms.saturating_add(due.saturating_sub(self.wall_ms)));
         let deadline = (self.deadline_bound < u64::MAX).then_some(self.deadline_bound);
-        let dooms = !self.doomed.is_empty() && self.target.is_some();
-        let now = (dooms || !self.holes.is_empty()).then_some(0);
-        [delay, deadline, self.members.next_loss(), self.breaker.opens_until(), now]
+        let now = (!self.holes.is_empty()).then_some(0);
+        // Without a target it is asked for, again and again.
+        let dooms = match self.target {
+            Some(_) => 0,
+            None => clock_ms.saturating_add(ASK_TARGET_MS),
+        };
+        let dooms = (!self.doomed.is_empty()).then_some(dooms);
+        [delay, deadline, self.members.next_loss(), self.breaker.opens_until(), now, dooms]
             .into_iter()
             .flatten()
             .min()
