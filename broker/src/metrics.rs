@@ -144,6 +144,16 @@ metrics! {
         |s, out| out.count(s.broker(|b| b.gaps));
     "postrider_acks_total" Counter "acks", "Acknowledgements of subscribers stored.",
         |s, out| out.count(s.broker(|b| b.acks));
+    "postrider_queue_leased_total" Counter "messages", "Messages leased to consumers of queues, counted once for each hand-out.",
+        |s, out| out.count(s.broker(|b| b.queue_leased));
+    "postrider_queue_acked_total" Counter "messages", "Messages of queues acknowledged, durably as their topic says.",
+        |s, out| out.count(s.broker(|b| b.queue_acked));
+    "postrider_queue_returned_total" Counter "messages", "Messages that consumers gave back: released, failed or rejected.",
+        |s, out| out.count(s.broker(|b| b.queue_returned));
+    "postrider_queue_leases_lost_total" Counter "messages", "Leases that ended without their consumer: not renewed in time, purged, sought past.",
+        |s, out| out.count(s.broker(|b| b.queue_leases_lost));
+    "postrider_queue_dead_lettered_total" Counter "messages", "Messages moved to dead letter topics.",
+        |s, out| out.count(s.broker(|b| b.queue_dead_lettered));
     "postrider_topics" Gauge "topics", "Topics that exist.",
         |s, out| out.count(s.broker(|b| b.topics));
     "postrider_partitions" Gauge "partitions", "Partitions of all topics.",

@@ -38,7 +38,7 @@ use crate::net::{self, BufferPool, KeepAlive, NetCounters, Registry, Shared, Tim
 use crate::systemd::Notifier;
 
 /// How often retention, snapshots and timers are looked at.
-const TICK: Duration = Duration::from_millis(100);
+const TICK: Duration = Duration::from_millis(25);
 /// Share of the shutdown time that is left for closing the store.
 const CLOSE_SHARE: u32 = 4;
 /// Longest time that the admin port may take to end.

@@ -55,6 +55,27 @@ pub const MESSAGE_BYTES_MAX: u32 = 16 << 20;
 /// Producer ids granted to a broker by one metadata entry. What is left at a restart is never used.
 pub const PRODUCER_ID_BLOCK: u32 = 1_024;
 
+/// The shortest lease of a queue. Beyond, as for the bounds that follow: `InvalidConfig`.
+pub const LEASE_MS_MIN: u32 = 100;
+
+/// The longest lease without renewal.
+pub const LEASE_MS_MAX: u32 = 3_600_000;
+
+/// The longest lease with renewals: a week.
+pub const LEASE_LIFE_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
+
+/// Failures after which a message may at last be dead.
+pub const FAILURES_MAX: u32 = 1_000;
+
+/// The longest wait after a failure: a day.
+pub const BACKOFF_MS_MAX: u32 = 24 * 3_600 * 1_000;
+
+/// Messages of a partition that may be handed out at a time.
+pub const UNSETTLED_MAX: u32 = 1_000_000;
+
+/// Outcomes that a breaker looks at.
+pub const BREAKER_WINDOW_MAX: u32 = 1_024;
+
 /// How long a consumer that went away may come back to its leases.
 pub const SESSION_GRACE_MS: u64 = 5_000;
 

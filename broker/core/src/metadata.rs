@@ -6,7 +6,11 @@
 mod command;
 mod image;
 mod rules;
+mod snapshot;
 
 pub use command::{Command, TopicChange};
 pub use image::{Applied, Broker, Image, ImageError, Subscription, Topic};
-pub use rules::{validate_config, validate_name, validate_subscription_name};
+pub use rules::{
+    QUEUE_SUBSCRIPTION, complete_policy, validate_config, validate_name, validate_policy,
+    validate_subscription_name,
+};

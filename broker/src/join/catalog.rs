@@ -349,17 +349,21 @@ impl Catalog {
                     handle.delete();
                 }
             }
-            Applied::SubscriptionCreated { topic, id } => {
+            Applied::SubscriptionCreated { topic, id } | Applied::QueueAltered { topic, id } => {
                 if let (Some(handle), Some(topic)) =
                     (state.topics.get(&topic), state.committed.topic(topic))
                     && let Some(subscription) = topic.subscriptions.get(&id)
                 {
-                    handle.subscriptions().insert(id, subscription.clone());
+                    handle.change_subscriptions(|known| {
+                        known.insert(id, subscription.clone());
+                    });
                 }
             }
             Applied::SubscriptionDeleted { topic, id } => {
                 if let Some(handle) = state.topics.get(&topic) {
-                    handle.subscriptions().remove(&id);
+                    handle.change_subscriptions(|known| {
+                        known.remove(&id);
+                    });
                 }
             }
             Applied::ProducerIdsGranted { node, first, count } => {

@@ -61,6 +61,11 @@ pub(crate) struct Counters {
     pub(crate) cold_runs: Counter,
     pub(crate) gaps: Counter,
     pub(crate) acks: Counter,
+    pub(crate) queue_leased: Counter,
+    pub(crate) queue_acked: Counter,
+    pub(crate) queue_returned: Counter,
+    pub(crate) queue_leases_lost: Counter,
+    pub(crate) queue_dead_lettered: Counter,
     pub(crate) snapshots: Counter,
     pub(crate) snapshot_bytes: Counter,
     pub(crate) trims: Counter,
@@ -108,6 +113,16 @@ pub struct BrokerMetrics {
     pub gaps: u64,
     /// Acknowledgements stored.
     pub acks: u64,
+    /// Messages leased to consumers.
+    pub queue_leased: u64,
+    /// Messages that consumers acknowledged.
+    pub queue_acked: u64,
+    /// Messages that consumers gave back.
+    pub queue_returned: u64,
+    /// Leases that ended without their consumers.
+    pub queue_leases_lost: u64,
+    /// Messages moved to dead letter topics.
+    pub queue_dead_lettered: u64,
     /// Topics now.
     pub topics: u64,
     /// Partitions of all topics now.
@@ -163,6 +178,11 @@ impl Counters {
             cold_runs: self.cold_runs.total(),
             gaps: self.gaps.total(),
             acks: self.acks.total(),
+            queue_leased: self.queue_leased.total(),
+            queue_acked: self.queue_acked.total(),
+            queue_returned: self.queue_returned.total(),
+            queue_leases_lost: self.queue_leases_lost.total(),
+            queue_dead_lettered: self.queue_dead_lettered.total(),
             topics: gauges.topics,
             partitions: gauges.partitions,
             subscriptions: gauges.subscriptions,

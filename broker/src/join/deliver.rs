@@ -22,7 +22,7 @@ use crate::join::session::{Transmit, TransmitState};
 const TRANSMIT_BYTES: usize = 256 << 10;
 
 /// The part of that which one subscription gets in one turn.
-const CHUNK_BYTES: usize = 256 << 10;
+pub(crate) const CHUNK_BYTES: usize = 256 << 10;
 
 /// Memory taken at a time for heads of deliveries.
 const HEADS_BYTES: usize = 4 << 10;
@@ -30,7 +30,7 @@ const HEADS_BYTES: usize = 4 << 10;
 const HEAD_BYTES: usize = FRAME_HEADER_BYTES + DELIVER_HEAD_BYTES;
 
 /// What a cursor's turn came to.
-enum Turn {
+pub(crate) enum Turn {
     /// So many bytes are on their way; it may have more.
     Sent(usize),
     /// It waits or is parked.
@@ -96,7 +96,9 @@ impl Readers {
 
     /// One turn of one cursor.
     fn turn(&mut self, key: u64, now: Now, out: &mut Transmit) -> Turn {
-        let Some(cursor) = self.cursors.get(&key) else { return Turn::Rests };
+        let Some(cursor) = self.cursors.get(&key) else {
+            return self.queue_turn(key, now, out);
+        };
         let Some(reader) = self.readers.get_mut(&cursor.reader) else { return Turn::Rests };
         let partition = &cursor.partition;
         if partition.is_deleted() {

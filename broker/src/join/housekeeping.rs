@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use postrider_core::Now;
 use postrider_core::cursors::Position;
-use postrider_core::retention::{RetentionLimits, SegmentFacts, expired};
-use postrider_protocol::types::PartitionId;
+use postrider_core::retention::{RetentionLimits, SegmentFacts, expired, settled};
+use postrider_protocol::message::TopicConfig;
+use postrider_protocol::types::{EntryIndex, Offset, PartitionId, TopicKind};
 
 use crate::join::catalog::Catalog;
 use crate::join::hub::Hub;
@@ -18,6 +19,9 @@ use crate::join::topic::TopicHandle;
 
 /// Partitions looked at per tick.
 const PARTITIONS_PER_TICK: u32 = 512;
+
+/// Partitions whose queues are looked at per tick; the others follow in the next.
+const QUEUES_PER_TICK: usize = 1_024;
 
 /// A retention pass begins after this part of `recycle_bytes_max` was written, whatever the interval says:
 /// what a pass releases, and what is released late because it waits for a snapshot, then fits the pool.
@@ -49,9 +53,14 @@ impl Housekeeping {
 
     /// `written_bytes` is what was written to segments since the start.
     pub(crate) fn tick(&mut self, hub: &Hub, catalog: &Catalog, written_bytes: u64, now: Now) {
+        tick_queues(hub, now);
+        hub.dead_letters.tick(hub, catalog, now);
         let before = self.last.replace(now);
         let passed =
             before.map_or(Duration::ZERO, |before| now.monotonic.saturating_sub(before.monotonic));
+        for topic in hub.changed_topics() {
+            topic.follow_subscriptions(now);
+        }
         self.write_snapshots(hub, now, passed);
         catalog.check_snapshot();
         if self.pass.is_empty() && self.is_pass_due(hub, written_bytes, now) {
@@ -82,11 +91,7 @@ impl Housekeeping {
             let id = PartitionId(*next);
             *next += 1;
             left -= 1;
-            let limits = RetentionLimits {
-                retention_ms: config.retention_ms,
-                retention_bytes: config.retention_bytes,
-            };
-            visit(hub, topic, id, limits, now);
+            visit(hub, topic, id, &config, now);
         }
     }
 
@@ -106,6 +111,13 @@ impl Housekeeping {
     }
 }
 
+/// Has the partitions whose queues are due do what time has brought.
+fn tick_queues(hub: &Hub, now: Now) {
+    for partition in hub.queue_wakes.take_due(now.monotonic, QUEUES_PER_TICK) {
+        partition.lead_if_folded(now, |leader, turn| leader.tick_queues(&partition, turn));
+    }
+}
+
 /// Writes a snapshot of a partition whose state is in memory; tells its size.
 pub(crate) fn write_snapshot(hub: &Hub, partition: &PartitionHandle, now: Now) -> u64 {
     partition.snapshot_due.store(false, Ordering::Relaxed);
@@ -119,22 +131,39 @@ pub(crate) fn write_snapshot(hub: &Hub, partition: &PartitionHandle, now: Now) -
     written
 }
 
-fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, limits: RetentionLimits, now: Now) {
+fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, now: Now) {
     if let Some(partition) = topic.opened(id) {
-        partition.lead_if_folded(now, |leader, turn| leader.expire_sessions(&partition, turn));
+        let floor = partition.lead_if_folded(now, |leader, turn| {
+            leader.expire_sessions(&partition, turn);
+            (config.kind == TopicKind::Queue).then(|| leader.keeps_from()).flatten()
+        });
+        if let Some(floor) = floor.flatten() {
+            let rule = |facts: &[SegmentFacts], end| settled(facts, floor, end);
+            retain(hub, &partition, rule, now);
+        }
     }
+    let limits = RetentionLimits {
+        retention_ms: config.retention_ms,
+        retention_bytes: config.retention_bytes,
+    };
     if limits == RetentionLimits::default() || !topic.is_used(id) {
         return;
     }
     if let Ok(partition) = topic.partition(id) {
-        retain(hub, &partition, limits, now);
+        let rule = |facts: &[SegmentFacts], end| expired(facts, limits, end, now.wall);
+        retain(hub, &partition, rule, now);
     }
 }
 
 /// Moves the start of a log that keeps more than it should. What goes lies below a durable snapshot, for
 /// the state of the partition is folded from what is left; where there is none yet, one is written first
 /// and the start moves in the next pass.
-fn retain(hub: &Hub, partition: &PartitionHandle, limits: RetentionLimits, now: Now) {
+fn retain(
+    hub: &Hub,
+    partition: &PartitionHandle,
+    rule: impl Fn(&[SegmentFacts], Position) -> Option<(EntryIndex, Offset)>,
+    now: Now,
+) {
     let log = &partition.log;
     let facts: Vec<SegmentFacts> = log
         .segments()
@@ -148,10 +177,10 @@ fn retain(hub: &Hub, partition: &PartitionHandle, limits: RetentionLimits, now: 
         })
         .collect();
     let ready = Position::from(log.ready_end());
-    let Some(wanted) = expired(&facts, limits, ready, now.wall) else { return };
+    let Some(wanted) = rule(&facts, ready) else { return };
     let snapshot = log.snapshot_index().unwrap_or_default();
     let removable = Position { index: ready.index.min(snapshot), offset: ready.offset };
-    if let Some(start) = expired(&facts, limits, removable, now.wall) {
+    if let Some(start) = rule(&facts, removable) {
         log.trim(start);
         hub.counters.trims.add(1);
     }

@@ -15,9 +15,12 @@ use postrider_storage::{StoreError, StoreObserver};
 
 use crate::join::catalog::Catalog;
 use crate::join::counters::Counters;
+use crate::join::dead_letters::DeadLetters;
 use crate::join::options::BrokerOptions;
 use crate::join::outbox::{Budget, WakeList};
 use crate::join::partition::PartitionHandle;
+use crate::join::queue_wakes::QueueWakes;
+use crate::join::topic::TopicHandle;
 
 /// Who this broker is, fixed at its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -57,6 +60,12 @@ pub(crate) struct Hub {
     partitions: Mutex<Vec<Weak<PartitionHandle>>>,
     /// Partitions that want a snapshot, each once.
     snapshots_due: Mutex<VecDeque<Weak<PartitionHandle>>>,
+    pub(crate) dead_letters: DeadLetters,
+    /// When which partition has something to do in its queues.
+    pub(crate) queue_wakes: QueueWakes,
+    /// Topics whose subscriptions were changed since the last tick. Bound: the changes that one tick's
+    /// time allows.
+    changed_topics: Mutex<Vec<Weak<TopicHandle>>>,
 }
 
 /// Takes a lock whose holders leave nothing half done, or end the process.
@@ -81,6 +90,9 @@ impl Hub {
             round: Mutex::default(),
             partitions: Mutex::default(),
             snapshots_due: Mutex::default(),
+            dead_letters: DeadLetters::default(),
+            queue_wakes: QueueWakes::default(),
+            changed_topics: Mutex::default(),
         };
         hub.set_now(now);
         hub
@@ -170,6 +182,17 @@ impl Hub {
 
     pub(crate) fn want_snapshot(&self, partition: Weak<PartitionHandle>) {
         lock(&self.snapshots_due).push_back(partition);
+    }
+
+    /// The next tick has the partitions of a topic look at its subscriptions.
+    pub(crate) fn want_look(&self, topic: &Arc<TopicHandle>) {
+        lock(&self.changed_topics).push(Arc::downgrade(topic));
+    }
+
+    /// Topics whose subscriptions were changed since the last call.
+    pub(crate) fn changed_topics(&self) -> Vec<Arc<TopicHandle>> {
+        let changed = std::mem::take(&mut *lock(&self.changed_topics));
+        changed.iter().filter_map(Weak::upgrade).collect()
     }
 
     pub(crate) fn next_snapshot(&self) -> Option<Arc<PartitionHandle>> {

@@ -2,8 +2,11 @@
 //! from them, who is attached, and carrying effects into outboxes. Never locks (its caller holds the
 //! partition's lock), never wakes, never decides. Driven by `PartitionHandle`.
 
+mod queue;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use postrider_core::cursors::Position;
 use postrider_core::metadata::Subscription;
@@ -12,16 +15,21 @@ use postrider_core::partition::{
     PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
     StateCommitted, SubscribeStart, SubscriptionMode,
 };
+use postrider_core::queue::DeadTarget;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{AckUpToReply, ConfirmRun, Outcome, Publish, Start};
 use postrider_protocol::types::{CorrelationId, EntryIndex, Offset, SubscriptionId};
 use postrider_protocol::{api::Api, frame};
 use postrider_storage::{AppendError, NewEntry, ReadError};
 
+use crate::join::dead_letters::QueueKey;
+use crate::join::members::Members;
 use crate::join::operation::{Operation, Step};
 use crate::join::outbox::Outbox;
 use crate::join::partition::{PartitionHandle, Turn};
 use crate::join::session::SessionTask;
+
+pub(crate) use queue::{Clean, Fed, NewMember, SettleKind, Settling};
 
 /// Where an answer goes.
 #[derive(Clone)]
@@ -34,6 +42,10 @@ pub(crate) enum Route {
     Ack(Arc<Outbox>, CorrelationId),
     /// This partition's part of an operation on several.
     Step(Arc<Operation>),
+    /// An ack or a return of a consumer.
+    Settle(Settling),
+    /// Dead letters of a queue to a target.
+    Letter(QueueKey, DeadTarget),
 }
 
 /// Who is attached to a durable subscription on this partition.
@@ -48,12 +60,18 @@ pub(crate) struct Leader {
     core: Partition<Route>,
     /// Bound: the topic's durable subscriptions.
     owners: BTreeMap<SubscriptionId, Owner>,
+    /// Who consumes queues.
+    members: Members,
+    /// When the tick comes for the queues, if it does.
+    queue_wake: Option<Duration>,
     effects: Vec<Effect<Route>>,
     /// Where the newest snapshot, written or asked for, ends.
     snapshot_end: EntryIndex,
     /// Its size, and the bytes appended since.
     snapshot_bytes: u64,
     bytes_since: u64,
+    /// The version of the topic's subscriptions that this agrees with.
+    pub(crate) subscriptions_version: u64,
 }
 
 impl Leader {
@@ -69,10 +87,13 @@ impl Leader {
         Self {
             core: Partition::new(identity, state, PartitionLimits::default()),
             owners: BTreeMap::new(),
+            members: Members::default(),
+            queue_wake: None,
             effects: Vec::new(),
             snapshot_end: partition.log.snapshot_index().unwrap_or_default(),
             snapshot_bytes: 0,
             bytes_since: 0,
+            subscriptions_version: 0,
         }
     }
 
@@ -94,7 +115,7 @@ impl Leader {
         &mut self,
         partition: &PartitionHandle,
         wanted: &BTreeMap<SubscriptionId, Subscription>,
-        turn: &Turn<'_>,
+        turn: &mut Turn<'_>,
     ) {
         let orphans: Vec<SubscriptionId> = self
             .state()
@@ -112,6 +133,7 @@ impl Leader {
                 self.create_subscription(partition, subscription, turn);
             }
         }
+        self.set_policies(partition, wanted.values(), turn);
     }
 
     /// Decides a batch and queues it. The caller has validated it.
@@ -182,10 +204,12 @@ impl Leader {
                 SubscribeStart::Offset(offset.min(self.core.tail_end().offset))
             }
         };
-        let id = subscription.id;
-        let mode = SubscriptionMode::Stream;
-        let decision =
-            self.core.subscribe(turn.now, id, start, mode, Route::Nobody, &mut self.effects);
+        let (id, route) = (subscription.id, Route::Nobody);
+        let mode = match subscription.queue {
+            None => SubscriptionMode::Stream,
+            Some(_) => SubscriptionMode::Queue,
+        };
+        let decision = self.core.subscribe(turn.now, id, start, mode, route, &mut self.effects);
         self.follow(partition, decision);
     }
 
@@ -211,8 +235,9 @@ impl Leader {
         &mut self,
         partition: &PartitionHandle,
         subscription: SubscriptionId,
-        turn: &Turn<'_>,
+        turn: &mut Turn<'_>,
     ) {
+        self.end_queue(partition, subscription, turn);
         let decision =
             self.core.unsubscribe(turn.now, subscription, Route::Nobody, &mut self.effects);
         self.follow(partition, decision);
@@ -252,6 +277,7 @@ impl Leader {
                 break;
             }
         }
+        self.watch_queues(partition);
         self.check_snapshot(partition);
     }
 
@@ -327,6 +353,9 @@ impl Leader {
         for owner in std::mem::take(&mut self.owners).into_values() {
             owner.tell(SessionTask::Closed { reader: owner.reader, error: error.clone() }, turn);
         }
+        for attachment in self.members.clear() {
+            attachment.close(&error, turn);
+        }
         // Whether it was stored does not matter any more, and nobody could ever read it.
         self.fail();
         for effect in &mut self.effects {
@@ -359,6 +388,11 @@ impl Leader {
             match effect {
                 Effect::Confirm { route, run, bytes } => {
                     count_outcome(partition, &run);
+                    if let Route::Letter(queue, target) = route {
+                        let now = turn.now.monotonic;
+                        partition.hub.dead_letters.confirmed(queue, target, &run, now);
+                        continue;
+                    }
                     confirm(&route, Some(run), bytes, turn);
                 }
                 Effect::Released { route, bytes } => confirm(&route, None, bytes, turn),
@@ -369,11 +403,21 @@ impl Leader {
                 Effect::OwnerChanged { subscription, change, owner_epoch, next } => {
                     self.owner_changed(partition, subscription, change, (owner_epoch, next), turn);
                 }
-                // Nothing creates a queue-mode subscription yet.
-                Effect::Settled { .. }
-                | Effect::QueueReady { .. }
-                | Effect::LeasesLost { .. }
-                | Effect::DeadLetters { .. } => {}
+                Effect::Settled { route, commit_index, exceptions, .. } => {
+                    if let Route::Settle(settling) = &route {
+                        Self::settled(partition, settling, commit_index, exceptions, turn);
+                    }
+                }
+                Effect::QueueReady { subscription, member } => {
+                    self.queue_ready(subscription, member, turn);
+                    self.watch_queues(partition);
+                }
+                Effect::LeasesLost { member, sub_epoch, runs, .. } => {
+                    self.leases_lost(partition, member, sub_epoch, runs, turn);
+                }
+                Effect::DeadLetters { subscription } => {
+                    partition.hub.dead_letters.want(partition, subscription);
+                }
             }
         }
         self.effects = effects;
@@ -396,14 +440,23 @@ impl Leader {
             (Route::Step(operation), StateCommitted::Owned { owner_epoch, acked }) => {
                 let (outbox, reader) = (Arc::clone(&operation.outbox), operation.reader());
                 self.owners.insert(subscription, Owner { outbox, reader, owner_epoch });
-                let step = Step { partition: partition.partition(), owner_epoch, next: acked };
+                let partition = partition.partition();
+                let step = Step { partition, owner_epoch, next: acked, evicted: 0 };
                 operation.step(Ok(step), turn.wakes);
             }
-            (Route::Step(operation), StateCommitted::Sought { owner_epoch, next, .. }) => {
-                let step = Step { partition: partition.partition(), owner_epoch, next };
+            (Route::Step(operation), StateCommitted::Sought { owner_epoch, next, evicted }) => {
+                let step = Step { partition: partition.partition(), owner_epoch, next, evicted };
                 operation.step(Ok(step), turn.wakes);
             }
-            (Route::Nobody | Route::Publish(_) | Route::Ack(..) | Route::Step(_), _) => {}
+            (
+                Route::Nobody
+                | Route::Publish(_)
+                | Route::Ack(..)
+                | Route::Step(_)
+                | Route::Settle(_)
+                | Route::Letter(..),
+                _,
+            ) => {}
         }
     }
 
@@ -459,10 +512,16 @@ fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &
             turn.wakes.mark(outbox);
         }
         Route::Step(operation) => operation.step(Err(error), turn.wakes),
+        Route::Settle(settling) => {
+            let api = settling.kind.api() as u16;
+            let reply = frame::error_reply(api, settling.correlation, &error);
+            settling.outbox.push_reply(reply);
+            turn.wakes.mark(&settling.outbox);
+        }
         Route::Nobody => {
             tracing::warn!(partition = ?partition.key, %error, "a state entry was refused");
         }
-        Route::Publish(_) => {}
+        Route::Publish(_) | Route::Letter(..) => {}
     }
 }
 

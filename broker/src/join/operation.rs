@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use postrider_protocol::api::Api;
 use postrider_protocol::error::ErrorBody;
 use postrider_protocol::frame;
-use postrider_protocol::message::SeekReply;
+use postrider_protocol::message::{PurgeQueueReply, SeekReply};
 use postrider_protocol::types::{CorrelationId, Offset, PartitionId};
 
 use crate::join::outbox::{Outbox, WakeList};
@@ -18,6 +18,8 @@ pub(crate) enum Purpose {
     Attach { reader: u64 },
     /// A subscription was moved: the reply goes out.
     Seek { correlation: CorrelationId },
+    /// A queue was emptied: the reply goes out.
+    Purge { correlation: CorrelationId },
 }
 
 /// One partition's answer.
@@ -26,6 +28,8 @@ pub(crate) struct Step {
     pub(crate) partition: PartitionId,
     pub(crate) owner_epoch: u64,
     pub(crate) next: Offset,
+    /// Messages of a queue that left it unprocessed.
+    pub(crate) evicted: u64,
 }
 
 /// See the module.
@@ -52,7 +56,7 @@ impl Operation {
     pub(crate) fn reader(&self) -> u64 {
         match self.purpose {
             Purpose::Attach { reader } => reader,
-            Purpose::Seek { .. } => 0,
+            Purpose::Seek { .. } | Purpose::Purge { .. } => 0,
         }
     }
 
@@ -85,6 +89,13 @@ impl Operation {
                     frame::reply(&SeekReply { partitions }, correlation)
                 }
                 Err(error) => frame::error_reply(Api::Seek as u16, correlation, &error),
+            }),
+            Purpose::Purge { correlation } => self.outbox.push_reply(match result {
+                Ok(steps) => {
+                    let purged = steps.iter().map(|step| step.evicted).sum();
+                    frame::reply(&PurgeQueueReply { purged }, correlation)
+                }
+                Err(error) => frame::error_reply(Api::PurgeQueue as u16, correlation, &error),
             }),
         }
     }

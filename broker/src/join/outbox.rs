@@ -4,8 +4,8 @@
 //!
 //! The lock is a leaf: whoever holds it takes no other. Bounds: confirms and their bytes by the publish
 //! bytes in flight, which count as in flight until their confirm is taken; replies by the requests in
-//! flight and by `reply_bytes_max`, above which the session is not read; tasks by the session's
-//! subscriptions times their partitions, one each.
+//! flight and by `reply_bytes_max`, above which the session is not read; lost leases by the leases that the
+//! session had; tasks by the session's subscriptions times their partitions, one each.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
@@ -168,6 +168,15 @@ impl Outbox {
     pub(crate) fn push_reply(&self, frame: Bytes) {
         let mut content = self.content();
         self.requests.fetch_sub(1, Ordering::Relaxed);
+        if !content.closed {
+            self.reply_bytes.fetch_add(frame.len(), Ordering::Relaxed);
+            content.replies.push_back(frame);
+        }
+    }
+
+    /// Tells the client something that it did not ask for, behind the replies so far.
+    pub(crate) fn push_event(&self, frame: Bytes) {
+        let mut content = self.content();
         if !content.closed {
             self.reply_bytes.fetch_add(frame.len(), Ordering::Relaxed);
             content.replies.push_back(frame);

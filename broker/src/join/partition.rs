@@ -16,6 +16,7 @@ use postrider_core::cursors::Position;
 use postrider_core::metadata::Subscription;
 use postrider_core::partition::PartitionState;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::message::QueuePolicy;
 use postrider_protocol::types::{Durability, EntryIndex, Offset, PartitionId, SubscriptionId};
 use postrider_storage::{Log, LogKey, LogWatcher, OpenedLog};
 
@@ -33,6 +34,8 @@ const CLOSE_SNAPSHOT_ENTRIES: u64 = 1_024;
 pub(crate) struct TopicRules {
     /// The durable subscriptions. Bound: core's limit per topic.
     pub(crate) subscriptions: Mutex<BTreeMap<SubscriptionId, Subscription>>,
+    /// Rises after each change of them; whoever leads a partition next looks at them again.
+    pub(crate) subscriptions_version: AtomicU64,
     /// The largest message.
     pub(crate) message_bytes_max: AtomicU32,
 }
@@ -114,6 +117,27 @@ impl PartitionHandle {
         self.rules.message_bytes_max.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn weak(&self) -> Weak<Self> {
+        self.myself.clone()
+    }
+
+    /// Whether the order of keys matters to a queue.
+    pub(crate) fn is_keyed(&self, subscription: SubscriptionId) -> bool {
+        let subscriptions = lock(&self.rules.subscriptions);
+        let policy = subscriptions.get(&subscription).and_then(|known| known.queue.as_ref());
+        policy.is_some_and(|policy| policy.key_order)
+    }
+
+    /// Name and policy of a queue.
+    pub(crate) fn queue_policy(
+        &self,
+        subscription: SubscriptionId,
+    ) -> Option<(String, QueuePolicy)> {
+        let subscriptions = lock(&self.rules.subscriptions);
+        let known = subscriptions.get(&subscription)?;
+        Some((known.name.clone(), known.queue.clone()?))
+    }
+
     pub(crate) fn high_watermark(&self) -> Offset {
         Offset(self.high_watermark.load(Ordering::Acquire))
     }
@@ -173,6 +197,7 @@ impl PartitionHandle {
             &mut turn,
             |leadership, turn| {
                 let Leadership::Leading(leader) = leadership else { return None };
+                self.follow_subscriptions(leader, turn);
                 let result = work(leader, turn);
                 leader.carry_out(self, turn);
                 Some(result)
@@ -198,7 +223,10 @@ impl PartitionHandle {
             };
         }
         match leadership {
-            Leadership::Leading(leader) => Ok(leader),
+            Leadership::Leading(leader) => {
+                self.follow_subscriptions(leader, turn);
+                Ok(leader)
+            }
             Leadership::Closed(error) => Err(error.clone()),
             Leadership::Dormant(_) => unreachable!("it was just folded"),
         }
@@ -219,11 +247,25 @@ impl PartitionHandle {
     /// A leadership that agrees with the topic's durable subscriptions: what was created while the
     /// broker went down is made up for, what was deleted is removed.
     fn begin(&self, state: PartitionState, turn: &mut Turn<'_>) -> Leader {
-        let wanted = lock(&self.rules.subscriptions).clone();
         let mut leader = Leader::new(self, state);
-        leader.reconcile(self, &wanted, turn);
+        self.reconcile(&mut leader, turn);
         leader.carry_out(self, turn);
         leader
+    }
+
+    /// Has the leader agree with the topic's subscriptions, if these were changed.
+    fn follow_subscriptions(&self, leader: &mut Leader, turn: &mut Turn<'_>) {
+        let version = self.rules.subscriptions_version.load(Ordering::Acquire);
+        if leader.subscriptions_version != version {
+            self.reconcile(leader, turn);
+        }
+    }
+
+    fn reconcile(&self, leader: &mut Leader, turn: &mut Turn<'_>) {
+        // Read first: what is changed from here on is looked at again.
+        leader.subscriptions_version = self.rules.subscriptions_version.load(Ordering::Acquire);
+        let wanted = lock(&self.rules.subscriptions).clone();
+        leader.reconcile(self, &wanted, turn);
     }
 
     /// The log has something new, or the store failed, or the topic is gone. Never blocks.

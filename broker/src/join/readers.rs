@@ -26,11 +26,13 @@ use postrider_protocol::types::{
     CorrelationId, Offset, PartitionId, SubscriptionHandle, SubscriptionId,
 };
 
+use crate::join::consumers::{Consumer, Consumers, QueueCursor};
 use crate::join::hub::Hub;
+use crate::join::leader::Clean;
 use crate::join::operation::{Operation, Purpose, Step};
 use crate::join::outbox::{Content, Outbox, WakeList};
 use crate::join::partition::PartitionHandle;
-use crate::join::session::{SessionTask, Transmit, describe};
+use crate::join::session::{OnPartition, SessionTask, Transmit, describe};
 
 use crate::join::topic::TopicHandle;
 
@@ -99,6 +101,8 @@ pub(crate) struct Readers {
     pub(crate) readers: BTreeMap<u64, Reader>,
     /// Bound: one per reader and partition.
     pub(crate) cursors: BTreeMap<u64, Cursor>,
+    /// Consumers of queues. They share keys, handles and turns with the readers.
+    pub(crate) consumers: Consumers,
     queue: VecDeque<u64>,
     /// The largest body that the client takes.
     frame_bytes_max: usize,
@@ -117,6 +121,7 @@ impl Readers {
             by_handle: BTreeMap::new(),
             readers: BTreeMap::new(),
             cursors: BTreeMap::new(),
+            consumers: Consumers::default(),
             queue: VecDeque::new(),
             frame_bytes_max: 0,
             taken: Content::default(),
@@ -134,14 +139,14 @@ impl Readers {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.readers.len()
+        self.readers.len() + self.consumers.consumers.len()
     }
 
     pub(crate) fn knows(&self, handle: SubscriptionHandle) -> bool {
         self.by_handle.contains_key(&handle)
     }
 
-    fn key(&mut self) -> u64 {
+    pub(crate) fn key(&mut self) -> u64 {
         let key = self.next_key;
         self.next_key += 1;
         key
@@ -206,19 +211,27 @@ impl Readers {
 
     /// Puts a cursor into the queue, once.
     pub(crate) fn enqueue(&mut self, cursor: u64) {
-        if let Some(found) = self.cursors.get_mut(&cursor)
-            && !found.queued
+        if let Some(queued) = self.queued(cursor)
+            && !*queued
         {
-            found.queued = true;
+            *queued = true;
             self.queue.push_back(cursor);
         }
+    }
+
+    /// Whether a cursor, of a reader or a consumer, stands in the queue.
+    fn queued(&mut self, cursor: u64) -> Option<&mut bool> {
+        if let Some(found) = self.cursors.get_mut(&cursor) {
+            return Some(&mut found.queued);
+        }
+        self.consumers.cursors.get_mut(&cursor).map(|found| &mut found.queued)
     }
 
     /// The cursor whose turn it is. Cursors that are gone have left their key behind.
     pub(crate) fn next_turn(&mut self) -> Option<u64> {
         while let Some(key) = self.queue.pop_front() {
-            if let Some(cursor) = self.cursors.get_mut(&key) {
-                cursor.queued = false;
+            if let Some(queued) = self.queued(key) {
+                *queued = false;
                 return Some(key);
             }
         }
@@ -227,8 +240,8 @@ impl Readers {
 
     /// Gives the next turn to a cursor again.
     pub(crate) fn requeue_front(&mut self, cursor: u64) {
-        if let Some(found) = self.cursors.get_mut(&cursor) {
-            found.queued = true;
+        if let Some(queued) = self.queued(cursor) {
+            *queued = true;
             self.queue.push_front(cursor);
         }
     }
@@ -239,12 +252,16 @@ impl Readers {
 
     /// Adds credit; tells whether a cursor can go on.
     pub(crate) fn credit(&mut self, handle: SubscriptionHandle, messages: u32, bytes: u32) -> bool {
-        let Some(reader) = self.by_handle.get(&handle).and_then(|key| self.readers.get_mut(key))
-        else {
+        let Some(key) = self.by_handle.get(&handle) else { return false };
+        let parked = if let Some(reader) = self.readers.get_mut(key) {
+            reader.account.credit(messages, bytes);
+            std::mem::take(&mut reader.parked)
+        } else if let Some(consumer) = self.consumers.consumers.get_mut(key) {
+            consumer.credit(messages, bytes);
+            std::mem::take(&mut consumer.parked)
+        } else {
             return false;
         };
-        reader.account.credit(messages, bytes);
-        let parked = std::mem::take(&mut reader.parked);
         let any = !parked.is_empty();
         for cursor in parked {
             self.enqueue(cursor);
@@ -275,7 +292,72 @@ impl Readers {
             return true;
         }
         self.drop_reader(key, now);
+        self.drop_consumer(key, Clean::Yes, now);
         true
+    }
+
+    /// A consumer whose cursors follow.
+    pub(crate) fn add_consumer(&mut self, consumer: Consumer) -> u64 {
+        let key = self.key();
+        self.by_handle.insert(consumer.handle, key);
+        self.consumers.consumers.insert(key, consumer);
+        key
+    }
+
+    pub(crate) fn add_queue_cursor(&mut self, key: u64, cursor: QueueCursor) {
+        if let Some(consumer) = self.consumers.consumers.get_mut(&cursor.consumer) {
+            consumer.cursors.insert(cursor.partition.partition(), key);
+            self.consumers.cursors.insert(key, cursor);
+        }
+    }
+
+    /// A consumer's cursors get their first turns.
+    pub(crate) fn begin_consumer(&mut self, consumer: u64) {
+        let Some(found) = self.consumers.consumers.get(&consumer) else { return };
+        let cursors: Vec<u64> = found.cursors.values().copied().collect();
+        for cursor in cursors {
+            self.enqueue(cursor);
+        }
+        self.outbox.wake();
+    }
+
+    /// What an ack is about.
+    pub(crate) fn consumer_on(
+        &self,
+        handle: SubscriptionHandle,
+        partition: PartitionId,
+    ) -> Option<OnPartition> {
+        let consumer = self.consumers.consumers.get(self.by_handle.get(&handle)?)?;
+        let cursor = self.consumers.cursors.get(consumer.cursors.get(&partition)?)?;
+        Some((Arc::clone(&cursor.partition), consumer.subscription, cursor.member))
+    }
+
+    /// All partitions of a consumer.
+    pub(crate) fn consumer_places(&self, handle: SubscriptionHandle) -> Vec<OnPartition> {
+        let key = self.by_handle.get(&handle);
+        let Some(consumer) = key.and_then(|key| self.consumers.consumers.get(key)) else {
+            return Vec::new();
+        };
+        let place = |cursor: &QueueCursor| {
+            (Arc::clone(&cursor.partition), consumer.subscription, cursor.member)
+        };
+        let cursors = consumer.cursors.values().filter_map(|key| self.consumers.cursors.get(key));
+        cursors.map(place).collect()
+    }
+
+    /// Removes a consumer with its cursors, here and from the partitions.
+    fn drop_consumer(&mut self, key: u64, clean: Clean, now: Now) {
+        let Some(consumer) = self.consumers.consumers.remove(&key) else { return };
+        if self.by_handle.get(&consumer.handle) == Some(&key) {
+            self.by_handle.remove(&consumer.handle);
+        }
+        for cursor_key in consumer.cursors.into_values() {
+            let Some(cursor) = self.consumers.cursors.remove(&cursor_key) else { continue };
+            let (partition, whose) = (&cursor.partition, (consumer.subscription, cursor.member));
+            partition.lead_if_folded(now, |leader, turn| {
+                leader.leave(partition, whose, (&self.outbox, cursor_key), clean, turn);
+            });
+        }
     }
 
     /// Removes a reader with its cursors, here and from the partitions.
@@ -311,11 +393,21 @@ impl Readers {
         for key in keys {
             self.drop_reader(key, now);
         }
+        let keys: Vec<u64> = self.consumers.consumers.keys().copied().collect();
+        for key in keys {
+            self.drop_consumer(key, Clean::No, now);
+        }
         self.queue.clear();
     }
 
     /// Tells the client that a reader has ended.
     pub(crate) fn cut_off(&mut self, key: u64, error: ErrorBody, now: Now, out: &mut Transmit) {
+        if let Some(consumer) = self.consumers.consumers.get(&key) {
+            let event = SubscriptionClosed { handle: consumer.handle, error };
+            out.chunks.push_back(frame::event(&event));
+            self.drop_consumer(key, Clean::Yes, now);
+            return;
+        }
         let Some(reader) = self.readers.get_mut(&key) else { return };
         if let Phase::Attaching { cancelled, .. } = &mut reader.phase {
             cancelled.get_or_insert(error);
@@ -329,7 +421,12 @@ impl Readers {
     /// Does what others left to this session.
     pub(crate) fn run_task(&mut self, task: SessionTask, now: Now, out: &mut Transmit) {
         match task {
-            SessionTask::Ready(cursor) => self.enqueue(cursor),
+            SessionTask::Ready(cursor) => {
+                if let Some(found) = self.consumers.cursors.get_mut(&cursor) {
+                    found.woken = true;
+                }
+                self.enqueue(cursor);
+            }
             SessionTask::Subscribed { reader, result } => match result {
                 Ok(()) => self.attach(reader, now),
                 Err(error) => self.attached_with(reader, Err(error), now, out),

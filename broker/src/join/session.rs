@@ -7,8 +7,11 @@
 
 mod admin;
 mod publish;
+mod queue;
+mod queue_admin;
 mod subscribe;
 
+pub(crate) use queue::OnPartition;
 pub(crate) use subscribe::describe;
 
 use std::collections::HashMap;
@@ -183,12 +186,8 @@ impl Session {
                 let text = format!("{} is sent by brokers only", api.name());
                 Err(self.end(header, ErrorCode::MalformedFrame, &text))
             }
-            Direction::OneWay if api == Api::Credit => self.credit(frame),
-            Direction::OneWay => {
-                // Nobody can be attached that would need it, and a one-way message has no other answer.
-                let text = format!("{} is not served by this broker yet", api.name());
-                Err(self.end(header, ErrorCode::Unsupported, &text))
-            }
+            Direction::OneWay if api == Api::Renew => self.renew(now, frame),
+            Direction::OneWay => self.credit(frame),
             Direction::Request if api == Api::Hello => self.hello(now, &mut inbound, frame),
             Direction::Request => {
                 drop(inbound);
@@ -247,18 +246,26 @@ impl Session {
             | Api::Lease
             | Api::LeaseLost
             | Api::Renew => unreachable!("no request, or handled before"),
-            Api::Consume
-            | Api::Ack
-            | Api::Return
-            | Api::CreateQueue
-            | Api::CreateSubscription
-            | Api::AlterQueue
-            | Api::DescribeQueue
-            | Api::WhyMessage
-            | Api::PurgeQueue => {
-                let text = format!("{} is not served by this broker yet", api.name());
-                self.refuse(header, ErrorBody::new(ErrorCode::Unsupported, text));
-                Ok(Ok(()))
+            Api::CreateQueue => {
+                self.parse(frame).map(|request| self.create_queue(now, header, request))
+            }
+            Api::CreateSubscription => {
+                self.parse(frame).map(|request| self.create_subscription(now, header, request))
+            }
+            Api::AlterQueue => {
+                self.parse(frame).map(|request| self.alter_queue(now, header, request))
+            }
+            Api::Consume => self.parse(frame).map(|request| self.consume(now, header, &request)),
+            Api::Ack => self.parse(frame).map(|request| self.ack(now, header, request)),
+            Api::Return => self.parse(frame).map(|request| self.give_return(now, header, request)),
+            Api::DescribeQueue => {
+                self.parse(frame).map(|request| self.describe_queue(now, header, &request))
+            }
+            Api::WhyMessage => {
+                self.parse(frame).map(|request| self.why_message(now, header, &request))
+            }
+            Api::PurgeQueue => {
+                self.parse(frame).map(|request| self.purge_queue(now, header, &request))
             }
         }?;
         if let Err(error) = done {

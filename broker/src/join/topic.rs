@@ -2,10 +2,10 @@
 //! durable subscriptions. Never decides. Driven by the catalog, which changes it, and by sessions.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
-use postrider_core::metadata;
+use postrider_core::{Now, metadata};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::TopicConfig;
 use postrider_protocol::types::{PartitionId, SubscriptionId, TimestampMs, TopicId};
@@ -52,6 +52,7 @@ impl TopicHandle {
             partitions: RwLock::default(),
             rules: Arc::new(TopicRules {
                 subscriptions: Mutex::new(topic.subscriptions.clone()),
+                subscriptions_version: AtomicU64::new(1),
                 message_bytes_max: AtomicU32::new(message_bytes_max(&topic.config, &hub)),
             }),
             deleted: AtomicBool::new(false),
@@ -80,6 +81,24 @@ impl TopicHandle {
         &self,
     ) -> MutexGuard<'_, BTreeMap<SubscriptionId, metadata::Subscription>> {
         lock(&self.rules.subscriptions)
+    }
+
+    /// Changes the durable subscriptions. The partitions follow at their next use, at the latest with the
+    /// next tick.
+    pub(crate) fn change_subscriptions(
+        self: &Arc<Self>,
+        change: impl FnOnce(&mut BTreeMap<SubscriptionId, metadata::Subscription>),
+    ) {
+        change(&mut self.subscriptions());
+        self.rules.subscriptions_version.fetch_add(1, Ordering::AcqRel);
+        self.hub.want_look(self);
+    }
+
+    /// Has the partitions in use follow the subscriptions.
+    pub(crate) fn follow_subscriptions(&self, now: Now) {
+        for partition in self.all_opened() {
+            partition.lead_if_folded(now, |_leader, _turn| ());
+        }
     }
 
     pub(crate) fn subscription_named(&self, name: &str) -> Option<metadata::Subscription> {

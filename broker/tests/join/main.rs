@@ -6,7 +6,10 @@
     reason = "a test that goes wrong must fail"
 )]
 
+mod consuming;
 mod peer;
+mod queues;
+mod worker;
 
 use std::sync::Arc;
 

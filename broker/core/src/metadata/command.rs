@@ -3,11 +3,11 @@
 //! A body is `u8 version 1 | u8 command | fields in the order of the declaration`, encoded as
 //! `protocol::codec` says; all bytes are consumed. A topic's config is `u32 partitions | u8 kind |
 //! u8 durability | option u64 retention_ms | option u64 retention_bytes | option u32 message_bytes_max`.
-//! Numbers of commands are never reused.
+//! A queue's policy is stored as it is sent. Numbers of commands are never reused.
 
 use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Writer};
-use postrider_protocol::message::{Start, TopicConfig};
+use postrider_protocol::message::{QueuePolicy, Start, TopicConfig};
 use postrider_protocol::types::{
     ClusterId, NodeId, ProducerId, StorageId, SubscriptionId, TimestampMs, TopicId,
 };
@@ -103,6 +103,43 @@ pub enum Command {
         /// Above the one before.
         level: u32,
     },
+    /// A topic of kind queue begins, with its own subscription from offset 0 on.
+    CreateQueue {
+        /// The topic's identity.
+        id: TopicId,
+        /// Its name, free until now.
+        name: String,
+        /// Its settings, of kind queue.
+        config: TopicConfig,
+        /// When.
+        created: TimestampMs,
+        /// The subscription's identity; its name is [`super::QUEUE_SUBSCRIPTION`].
+        subscription: SubscriptionId,
+        /// How it hands out messages.
+        policy: QueuePolicy,
+    },
+    /// A queue-mode subscription begins.
+    CreateQueueSubscription {
+        /// Of which topic.
+        topic: TopicId,
+        /// Its identity.
+        id: SubscriptionId,
+        /// Its name, free in the topic until now.
+        name: String,
+        /// Where it begins on the partitions that exist; later ones begin at offset 0.
+        start: Start,
+        /// How it hands out messages.
+        policy: QueuePolicy,
+    },
+    /// A queue-mode subscription has another policy.
+    AlterQueue {
+        /// Of which topic.
+        topic: TopicId,
+        /// Which.
+        id: SubscriptionId,
+        /// The whole policy.
+        policy: QueuePolicy,
+    },
 }
 
 impl Command {
@@ -152,6 +189,26 @@ impl Command {
                 out.put(id);
             }
             Self::SetFeatureLevel { level } => out.put(level),
+            Self::CreateQueue { id, name, config, created, subscription, policy } => {
+                out.put(id);
+                out.put(name);
+                put_config(&mut out, config);
+                out.put(created);
+                out.put(subscription);
+                out.put(policy);
+            }
+            Self::CreateQueueSubscription { topic, id, name, start, policy } => {
+                out.put(topic);
+                out.put(id);
+                out.put(name);
+                out.put(start);
+                out.put(policy);
+            }
+            Self::AlterQueue { topic, id, policy } => {
+                out.put(topic);
+                out.put(id);
+                out.put(policy);
+            }
         }
         bytes.freeze()
     }
@@ -167,6 +224,9 @@ impl Command {
             Self::CreateSubscription { .. } => 7,
             Self::DeleteSubscription { .. } => 8,
             Self::SetFeatureLevel { .. } => 9,
+            Self::CreateQueue { .. } => 10,
+            Self::CreateQueueSubscription { .. } => 11,
+            Self::AlterQueue { .. } => 12,
         }
     }
 
@@ -219,6 +279,24 @@ impl Command {
             },
             8 => Self::DeleteSubscription { topic: input.take()?, id: input.take()? },
             9 => Self::SetFeatureLevel { level: input.take()? },
+            10 => Self::CreateQueue {
+                id: input.take()?,
+                name: input.take()?,
+                config: take_config(input)?,
+                created: input.take()?,
+                subscription: input.take()?,
+                policy: input.take()?,
+            },
+            11 => Self::CreateQueueSubscription {
+                topic: input.take()?,
+                id: input.take()?,
+                name: input.take()?,
+                start: input.take()?,
+                policy: input.take()?,
+            },
+            12 => {
+                Self::AlterQueue { topic: input.take()?, id: input.take()?, policy: input.take()? }
+            }
             _ => return Err(DecodeError::Invalid("command")),
         };
         match input.remaining() {
@@ -250,6 +328,7 @@ pub(super) fn take_config(input: &mut Reader<'_>) -> Result<TopicConfig, DecodeE
 
 #[cfg(test)]
 mod tests {
+    use postrider_protocol::message::Breaker;
     use postrider_protocol::types::{Durability, Offset, PartitionId, TopicKind};
 
     use super::*;
@@ -297,6 +376,39 @@ mod tests {
             },
             Command::DeleteSubscription { topic, id },
             Command::SetFeatureLevel { level: 2 },
+            Command::CreateQueue {
+                id: topic,
+                name: "jobs".to_string(),
+                config: TopicConfig {
+                    partitions: 3,
+                    kind: TopicKind::Queue,
+                    durability: Durability::Fsync,
+                    retention_ms: None,
+                    retention_bytes: None,
+                    message_bytes_max: None,
+                },
+                created: TimestampMs(5),
+                subscription: id,
+                policy: QueuePolicy {
+                    dead_letter: Some("jobs.dead".to_string()),
+                    ..QueuePolicy::default()
+                },
+            },
+            Command::CreateQueueSubscription {
+                topic,
+                id,
+                name: "billing".to_string(),
+                start: Start::Latest,
+                policy: QueuePolicy {
+                    breaker: Some(Breaker { failure_percent: 50, window: 20, pause_ms: 1_000 }),
+                    ..QueuePolicy::default()
+                },
+            },
+            Command::AlterQueue {
+                topic,
+                id,
+                policy: QueuePolicy { paused: true, ..QueuePolicy::default() },
+            },
         ]
     }
 
@@ -317,7 +429,7 @@ mod tests {
             assert!(Command::decode(&[&body[..], &[0]].concat()).is_err());
             assert!(Command::decode(&[&[2], &body[1..]].concat()).is_err());
         }
-        assert!(Command::decode(&[COMMAND_VERSION, 10]).is_err());
+        assert!(Command::decode(&[COMMAND_VERSION, 13]).is_err());
     }
 
     #[test]

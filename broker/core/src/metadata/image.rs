@@ -9,20 +9,18 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
-use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{Start, TopicConfig};
+use postrider_protocol::message::{QueuePolicy, Start, TopicConfig};
 use postrider_protocol::types::{
     ClusterId, EntryIndex, NodeId, Offset, PartitionId, ProducerId, StorageId, SubscriptionId,
-    TimestampMs, TopicId,
+    TimestampMs, TopicId, TopicKind,
 };
 
-use super::command::{Command, TopicChange, put_config, take_config};
-use super::rules::{validate_config, validate_name, validate_subscription_name};
+use super::command::{Command, TopicChange};
+use super::rules::{
+    QUEUE_SUBSCRIPTION, validate_config, validate_name, validate_policy, validate_subscription_name,
+};
 use crate::limits::{SUBSCRIPTIONS_PER_TOPIC_MAX, TOPICS_MAX};
-
-const SNAPSHOT_VERSION: u8 = 1;
 
 /// A broker of the cluster.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -48,6 +46,8 @@ pub struct Subscription {
     pub start: Start,
     /// How many those were; later ones begin at offset 0.
     pub partitions_at_start: u32,
+    /// How it hands out messages, in queue mode; `None` in stream mode.
+    pub queue: Option<QueuePolicy>,
 }
 
 impl Subscription {
@@ -135,20 +135,27 @@ pub enum Applied {
     },
     /// There is another feature level.
     FeatureLevelSet,
+    /// A queue-mode subscription has another policy.
+    QueueAltered {
+        /// Of which topic.
+        topic: TopicId,
+        /// Which.
+        id: SubscriptionId,
+    },
 }
 
 /// The fold of all metadata commands.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Image {
-    end: EntryIndex,
-    chain: u64,
-    cluster: ClusterId,
-    brokers: BTreeMap<NodeId, Broker>,
-    topics: BTreeMap<TopicId, Topic>,
-    by_name: BTreeMap<String, TopicId>,
-    partitions: u64,
-    producer_ids_end: i64,
-    feature_level: u32,
+    pub(super) end: EntryIndex,
+    pub(super) chain: u64,
+    pub(super) cluster: ClusterId,
+    pub(super) brokers: BTreeMap<NodeId, Broker>,
+    pub(super) topics: BTreeMap<TopicId, Topic>,
+    pub(super) by_name: BTreeMap<String, TopicId>,
+    pub(super) partitions: u64,
+    pub(super) producer_ids_end: i64,
+    pub(super) feature_level: u32,
 }
 
 impl Image {
@@ -230,12 +237,15 @@ impl Image {
     fn check_rules(&self, command: &Command) -> Result<(), ErrorBody> {
         match command {
             Command::CreateTopic { name, config, .. } => {
-                validate_name(name)?;
-                validate_config(config)?;
-                if self.topics.len() >= TOPICS_MAX {
-                    let text = format!("there are {TOPICS_MAX} topics, as many as allowed");
-                    return Err(ErrorBody::new(ErrorCode::LimitExceeded, text));
+                if config.kind == TopicKind::Queue {
+                    let text = format!("create a queue with: postrider queue create {name}");
+                    return Err(ErrorBody::new(ErrorCode::WrongTopicKind, text));
                 }
+                self.check_topic(name, config)?;
+            }
+            Command::CreateQueue { name, config, policy, .. } => {
+                self.check_topic(name, config)?;
+                validate_policy(name, policy)?;
             }
             Command::AlterTopic { id, change } => {
                 if let Some(topic) = self.topics.get(id) {
@@ -243,21 +253,62 @@ impl Image {
                 }
             }
             Command::CreateSubscription { topic, name, .. } => {
-                validate_subscription_name(name)?;
-                let count = self.topics.get(topic).map_or(0, |topic| topic.subscriptions.len());
-                if count >= SUBSCRIPTIONS_PER_TOPIC_MAX {
-                    let text = format!("the topic has {count} subscriptions, as many as allowed");
-                    return Err(ErrorBody::new(ErrorCode::SubscriptionLimit, text));
+                self.check_subscription(*topic, name)?;
+                if let Some(topic) = self.topics.get(topic)
+                    && topic.config.kind == TopicKind::Queue
+                {
+                    return Err(no_stream_on_queue(&topic.name));
+                }
+            }
+            Command::CreateQueueSubscription { topic, name, policy, .. } => {
+                self.check_subscription(*topic, name)?;
+                self.check_policy(*topic, policy)?;
+            }
+            Command::AlterQueue { topic, policy, .. } => self.check_policy(*topic, policy)?,
+            Command::DeleteSubscription { topic, id } => {
+                if let Some(topic) = self.topics.get(topic)
+                    && topic.config.kind == TopicKind::Queue
+                    && topic.subscription(QUEUE_SUBSCRIPTION).is_some_and(|own| own.id == *id)
+                {
+                    let text = format!(
+                        "the subscription {QUEUE_SUBSCRIPTION} is the queue's own; delete the queue \
+                         with: postrider queue rm {}",
+                        topic.name
+                    );
+                    return Err(ErrorBody::new(ErrorCode::BadRequest, text));
                 }
             }
             Command::InitCluster { .. }
             | Command::RegisterBroker { .. }
             | Command::DeleteTopic { .. }
             | Command::GrantProducerIds { .. }
-            | Command::DeleteSubscription { .. }
             | Command::SetFeatureLevel { .. } => {}
         }
         Ok(())
+    }
+
+    fn check_topic(&self, name: &str, config: &TopicConfig) -> Result<(), ErrorBody> {
+        validate_name(name)?;
+        validate_config(config)?;
+        if self.topics.len() >= TOPICS_MAX {
+            let text = format!("there are {TOPICS_MAX} topics, as many as allowed");
+            return Err(ErrorBody::new(ErrorCode::LimitExceeded, text));
+        }
+        Ok(())
+    }
+
+    fn check_subscription(&self, topic: TopicId, name: &str) -> Result<(), ErrorBody> {
+        validate_subscription_name(name)?;
+        let count = self.topics.get(&topic).map_or(0, |topic| topic.subscriptions.len());
+        if count >= SUBSCRIPTIONS_PER_TOPIC_MAX {
+            let text = format!("the topic has {count} subscriptions, as many as allowed");
+            return Err(ErrorBody::new(ErrorCode::SubscriptionLimit, text));
+        }
+        Ok(())
+    }
+
+    fn check_policy(&self, topic: TopicId, policy: &QueuePolicy) -> Result<(), ErrorBody> {
+        self.topics.get(&topic).map_or(Ok(()), |topic| validate_policy(&topic.name, policy))
     }
 
     /// What contradicts the commands before.
@@ -277,7 +328,7 @@ impl Image {
                     return refuse(ErrorCode::BadRequest, text);
                 }
             }
-            Command::CreateTopic { id, name, .. } => {
+            Command::CreateTopic { id, name, .. } | Command::CreateQueue { id, name, .. } => {
                 if self.by_name.contains_key(name) || self.topics.contains_key(id) {
                     return refuse(ErrorCode::TopicExists, format!("the topic {name} exists"));
                 }
@@ -301,11 +352,26 @@ impl Image {
                     return refuse(ErrorCode::BadRequest, text);
                 }
             }
-            Command::CreateSubscription { topic, id, name, .. } => {
+            Command::CreateSubscription { topic, id, name, .. }
+            | Command::CreateQueueSubscription { topic, id, name, .. } => {
                 let topic = self.known(*topic)?;
                 if topic.subscription(name).is_some() || topic.subscriptions.contains_key(id) {
                     let text = format!("the topic has a subscription {name}");
-                    return refuse(ErrorCode::BadRequest, text);
+                    return refuse(ErrorCode::SubscriptionExists, text);
+                }
+            }
+            Command::AlterQueue { topic, id, .. } => {
+                match self.known(*topic)?.subscriptions.get(id) {
+                    None => {
+                        let text = format!("there is no subscription {id}");
+                        return refuse(ErrorCode::UnknownSubscription, text);
+                    }
+                    Some(Subscription { queue: None, name, .. }) => {
+                        let text =
+                            format!("the subscription {name} is of stream mode; it has no policy");
+                        return refuse(ErrorCode::WrongSubscriptionMode, text);
+                    }
+                    Some(Subscription { queue: Some(_), .. }) => {}
                 }
             }
             Command::DeleteSubscription { topic, id } => {
@@ -357,11 +423,19 @@ impl Image {
                 Applied::BrokerRegistered(node)
             }
             Command::CreateTopic { id, name, config, created } => {
-                self.partitions += u64::from(config.partitions);
-                self.by_name.insert(name.clone(), id);
                 let subscriptions = BTreeMap::new();
-                self.topics.insert(id, Topic { id, name, config, created, subscriptions });
-                Applied::TopicCreated(id)
+                self.insert_topic(Topic { id, name, config, created, subscriptions })
+            }
+            Command::CreateQueue { id, name, config, created, subscription, policy } => {
+                let own = Subscription {
+                    id: subscription,
+                    name: QUEUE_SUBSCRIPTION.to_string(),
+                    start: Start::Offset(Offset(0)),
+                    partitions_at_start: config.partitions,
+                    queue: Some(policy),
+                };
+                let subscriptions = BTreeMap::from([(subscription, own)]);
+                self.insert_topic(Topic { id, name, config, created, subscriptions })
             }
             Command::AlterTopic { id, change } => self.alter_topic(id, &change),
             Command::DeleteTopic { id } => {
@@ -375,11 +449,15 @@ impl Image {
                 Applied::ProducerIdsGranted { node, first, count }
             }
             Command::CreateSubscription { topic, id, name, start } => {
+                self.insert_subscription(topic, (id, name), start, None)
+            }
+            Command::CreateQueueSubscription { topic, id, name, start, policy } => {
+                self.insert_subscription(topic, (id, name), start, Some(policy))
+            }
+            Command::AlterQueue { topic, id, policy } => {
                 let held = self.topics.get_mut(&topic).expect("checked");
-                let partitions_at_start = held.config.partitions;
-                let subscription = Subscription { id, name, start, partitions_at_start };
-                held.subscriptions.insert(id, subscription);
-                Applied::SubscriptionCreated { topic, id }
+                held.subscriptions.get_mut(&id).expect("checked").queue = Some(policy);
+                Applied::QueueAltered { topic, id }
             }
             Command::DeleteSubscription { topic, id } => {
                 let held = self.topics.get_mut(&topic).expect("checked");
@@ -393,78 +471,34 @@ impl Image {
         }
     }
 
+    fn insert_topic(&mut self, topic: Topic) -> Applied {
+        let id = topic.id;
+        self.partitions += u64::from(topic.config.partitions);
+        self.by_name.insert(topic.name.clone(), id);
+        self.topics.insert(id, topic);
+        Applied::TopicCreated(id)
+    }
+
+    fn insert_subscription(
+        &mut self,
+        topic: TopicId,
+        (id, name): (SubscriptionId, String),
+        start: Start,
+        queue: Option<QueuePolicy>,
+    ) -> Applied {
+        let held = self.topics.get_mut(&topic).expect("checked");
+        let partitions_at_start = held.config.partitions;
+        let subscription = Subscription { id, name, start, partitions_at_start, queue };
+        held.subscriptions.insert(id, subscription);
+        Applied::SubscriptionCreated { topic, id }
+    }
+
     fn alter_topic(&mut self, id: TopicId, change: &TopicChange) -> Applied {
         let topic = self.topics.get_mut(&id).expect("checked");
         let old_partitions = topic.config.partitions;
         topic.config = changed(&topic.config, change);
         self.partitions += u64::from(topic.config.partitions - old_partitions);
         Applied::TopicAltered { id, old_partitions }
-    }
-
-    /// The image's bytes: `u8 version 1`, then the fields in the order of the declarations above.
-    #[must_use]
-    pub fn encode_snapshot(&self) -> Bytes {
-        let mut bytes = BytesMut::new();
-        let mut out = Writer::new(&mut bytes);
-        out.put(&SNAPSHOT_VERSION);
-        out.put(&self.end);
-        out.put(&self.chain);
-        out.put(&self.cluster);
-        out.put(&self.producer_ids_end);
-        out.put(&self.feature_level);
-        out.count(self.brokers.len());
-        for (node, broker) in &self.brokers {
-            out.put(node);
-            out.put(broker);
-        }
-        out.count(self.topics.len());
-        for topic in self.topics.values() {
-            out.put(topic);
-        }
-        bytes.freeze()
-    }
-
-    /// The image in a snapshot.
-    ///
-    /// # Errors
-    /// The bytes are not one canonical snapshot of a version that this build knows. The caller falls
-    /// back to an older one.
-    pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, DecodeError> {
-        let mut input = Reader::new(bytes);
-        if input.take::<u8>()? != SNAPSHOT_VERSION {
-            return Err(DecodeError::Invalid("snapshot version"));
-        }
-        let mut image = Self {
-            end: input.take()?,
-            chain: input.take()?,
-            cluster: input.take()?,
-            producer_ids_end: input.take()?,
-            feature_level: input.take()?,
-            ..Self::default()
-        };
-        for _ in 0..input.count(NodeId::BYTES_MIN + Broker::BYTES_MIN)? {
-            let node = input.take()?;
-            rises(image.brokers.last_key_value().map(|(last, _)| *last), node)?;
-            image.brokers.insert(node, input.take()?);
-        }
-        for _ in 0..input.count(Topic::BYTES_MIN)? {
-            let topic: Topic = input.take()?;
-            rises(image.topics.last_key_value().map(|(last, _)| *last), topic.id)?;
-            image.partitions += u64::from(topic.config.partitions);
-            if image.by_name.insert(topic.name.clone(), topic.id).is_some() {
-                return Err(DecodeError::Invalid("topic name"));
-            }
-            image.topics.insert(topic.id, topic);
-        }
-        input.finish()?;
-        Ok(image)
-    }
-}
-
-fn rises<K: Ord>(last: Option<K>, next: K) -> Result<(), DecodeError> {
-    match last {
-        Some(last) if last >= next => Err(DecodeError::Invalid("order of ids")),
-        _ => Ok(()),
     }
 }
 
@@ -492,76 +526,15 @@ fn chain_hash(before: u64, index: EntryIndex, command: &[u8]) -> u64 {
         .fold(BASIS, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(PRIME))
 }
 
-impl Wire for Broker {
-    const BYTES_MIN: usize = 16 + 8 + 2 + 2;
-
-    fn put(&self, out: &mut Writer<'_>) {
-        out.put(&self.storage);
-        out.put(&self.incarnation);
-        out.put(&self.host);
-        out.put(&self.port);
-    }
-
-    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            storage: input.take()?,
-            incarnation: input.take()?,
-            host: input.take()?,
-            port: input.take()?,
-        })
-    }
-}
-
-impl Wire for Subscription {
-    const BYTES_MIN: usize = 16 + 2 + 1 + 4;
-
-    fn put(&self, out: &mut Writer<'_>) {
-        out.put(&self.id);
-        out.put(&self.name);
-        out.put(&self.start);
-        out.put(&self.partitions_at_start);
-    }
-
-    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        Ok(Self {
-            id: input.take()?,
-            name: input.take()?,
-            start: input.take()?,
-            partitions_at_start: input.take()?,
-        })
-    }
-}
-
-impl Wire for Topic {
-    const BYTES_MIN: usize = 16 + 2 + (4 + 1 + 1 + 3) + 8 + 4;
-
-    fn put(&self, out: &mut Writer<'_>) {
-        out.put(&self.id);
-        out.put(&self.name);
-        put_config(out, &self.config);
-        out.put(&self.created);
-        out.count(self.subscriptions.len());
-        for subscription in self.subscriptions.values() {
-            out.put(subscription);
-        }
-    }
-
-    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
-        let mut topic = Self {
-            id: input.take()?,
-            name: input.take()?,
-            config: take_config(input)?,
-            created: input.take()?,
-            subscriptions: BTreeMap::new(),
-        };
-        for _ in 0..input.count(Subscription::BYTES_MIN)? {
-            let subscription: Subscription = input.take()?;
-            let last = topic.subscriptions.last_key_value().map(|(last, _)| *last);
-            rises(last, subscription.id)?;
-            topic.subscriptions.insert(subscription.id, subscription);
-        }
-        Ok(topic)
-    }
+/// Refuses a stream on a queue: what the queue's own subscriptions have settled is removed, whatever a
+/// stream has read of it.
+fn no_stream_on_queue(topic: &str) -> ErrorBody {
+    let text = format!(
+        "{topic} is a queue: a named subscription on it is of queue mode. Consume it, or create \
+         another with: postrider subscription create {topic} NAME --queue. To look without taking, \
+         use: postrider queue peek {topic}"
+    );
+    ErrorBody::new(ErrorCode::WrongTopicKind, text)
 }
 
 /// Why a command cannot be applied.

@@ -1,10 +1,19 @@
 //! Owns the rules for names and topic settings. Never looks at what exists. Driven by `Image::check`.
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::TopicConfig;
+use postrider_protocol::message::{Breaker, QueuePolicy, TopicConfig};
 use postrider_protocol::types::TopicKind;
 
-use crate::limits::{MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PARTITIONS_PER_TOPIC_MAX};
+use crate::limits::{
+    BACKOFF_MS_MAX, BREAKER_WINDOW_MAX, FAILURES_MAX, LEASE_LIFE_MS_MAX, LEASE_MS_MAX,
+    LEASE_MS_MIN, MESSAGE_BYTES_MAX, NAME_BYTES_MAX, PARTITIONS_PER_TOPIC_MAX, UNSETTLED_MAX,
+};
+
+/// The name of the subscription that every queue begins with.
+pub const QUEUE_SUBSCRIPTION: &str = "default";
+
+/// Appended to a topic's name, it names where its dead messages go unless the policy says otherwise.
+const DEAD_LETTER_SUFFIX: &str = ".dead";
 
 /// Accepts a topic's name: 1 to 200 of `a-z A-Z 0-9 . _ -`, beginning with a letter, a digit or `_`.
 /// Names that begin with `__` are kept for the broker. (`/` is kept for namespaces.)
@@ -55,9 +64,11 @@ fn check(name: &str) -> Result<(), &'static str> {
 /// `InvalidConfig` or `Unsupported`, with the setting and its range.
 pub fn validate_config(config: &TopicConfig) -> Result<(), ErrorBody> {
     let invalid = |text: String| Err(ErrorBody::new(ErrorCode::InvalidConfig, text));
-    if config.kind == TopicKind::Queue {
-        let text = "topics of kind queue are not supported by this version; use kind log";
-        return Err(ErrorBody::new(ErrorCode::Unsupported, text));
+    let retained = config.retention_ms.is_some() || config.retention_bytes.is_some();
+    if config.kind == TopicKind::Queue && retained {
+        return invalid(
+            "a queue keeps what is not settled, and nothing else: leave retention out".into(),
+        );
     }
     if !(1..=PARTITIONS_PER_TOPIC_MAX).contains(&config.partitions) {
         return invalid(format!(
@@ -79,6 +90,54 @@ pub fn validate_config(config: &TopicConfig) -> Result<(), ErrorBody> {
         return invalid(format!("message_bytes_max must be 1 to {MESSAGE_BYTES_MAX}"));
     }
     Ok(())
+}
+
+/// The policy with a dead letter topic, for a command: what a request leaves out is filled in.
+#[must_use]
+pub fn complete_policy(topic: &str, mut policy: QueuePolicy) -> QueuePolicy {
+    policy.dead_letter.get_or_insert_with(|| format!("{topic}{DEAD_LETTER_SUFFIX}"));
+    policy
+}
+
+/// Accepts the policy of a queue-mode subscription of the topic `topic`.
+///
+/// # Errors
+/// `InvalidConfig` or `InvalidTopicName`, with the setting and its range.
+pub fn validate_policy(topic: &str, policy: &QueuePolicy) -> Result<(), ErrorBody> {
+    let within = |name: &str, value: u64, min: u64, max: u64| {
+        if (min..=max).contains(&value) {
+            return Ok(());
+        }
+        let text = format!("{name} = {value}, but must be {min} to {max}");
+        Err(ErrorBody::new(ErrorCode::InvalidConfig, text))
+    };
+    let (lease_ms, lease_ms_max) = (u64::from(policy.lease_ms), u64::from(LEASE_MS_MAX));
+    within("lease_ms", lease_ms, u64::from(LEASE_MS_MIN), lease_ms_max)?;
+    within("lease_max_ms", policy.lease_max_ms, lease_ms, LEASE_LIFE_MS_MAX)?;
+    within("max_failures", u64::from(policy.max_failures), 1, u64::from(FAILURES_MAX))?;
+    let backoff_max_ms = u64::from(policy.backoff_max_ms);
+    within("backoff_max_ms", backoff_max_ms, 0, u64::from(BACKOFF_MS_MAX))?;
+    within("backoff_min_ms", u64::from(policy.backoff_min_ms), 0, backoff_max_ms)?;
+    within("unsettled_max", u64::from(policy.unsettled_max), 1, u64::from(UNSETTLED_MAX))?;
+    if let Some(Breaker { failure_percent, window, pause_ms }) = policy.breaker {
+        within("breaker failure_percent", u64::from(failure_percent), 1, 100)?;
+        within("breaker window", u64::from(window), 1, u64::from(BREAKER_WINDOW_MAX))?;
+        within("breaker pause_ms", u64::from(pause_ms), 1, lease_ms_max)?;
+    }
+    let Some(dead_letter) = &policy.dead_letter else {
+        let text = "a policy names where dead messages go";
+        return Err(ErrorBody::new(ErrorCode::InvalidConfig, text));
+    };
+    if dead_letter == topic {
+        let text = format!("the dead messages of {topic} cannot go to {topic} itself");
+        return Err(ErrorBody::new(ErrorCode::InvalidConfig, text));
+    }
+    check(dead_letter).map_err(|rule| {
+        let name = describe(dead_letter, rule);
+        let text =
+            format!("dead messages go to another topic, but {name}; name one in dead_letter");
+        ErrorBody::new(ErrorCode::InvalidTopicName, text)
+    })
 }
 
 #[cfg(test)]
@@ -114,7 +173,13 @@ mod tests {
         };
         assert!(validate_config(&good).is_ok());
         let queue = TopicConfig { kind: TopicKind::Queue, ..good };
-        assert_eq!(validate_config(&queue).unwrap_err().code, ErrorCode::Unsupported);
+        assert!(validate_config(&queue).is_ok());
+        for kept in [
+            TopicConfig { retention_ms: Some(1), ..queue },
+            TopicConfig { retention_bytes: Some(1), ..queue },
+        ] {
+            assert_eq!(validate_config(&kept).unwrap_err().code, ErrorCode::InvalidConfig);
+        }
         for bad in [
             TopicConfig { partitions: 0, ..good },
             TopicConfig { partitions: PARTITIONS_PER_TOPIC_MAX + 1, ..good },
@@ -125,5 +190,40 @@ mod tests {
         ] {
             assert_eq!(validate_config(&bad).unwrap_err().code, ErrorCode::InvalidConfig);
         }
+    }
+
+    #[test]
+    fn policies_have_ranges() {
+        let good = complete_policy("jobs", QueuePolicy::default());
+        assert_eq!(good.dead_letter.as_deref(), Some("jobs.dead"));
+        assert_eq!(validate_policy("jobs", &good), Ok(()));
+        let breaker = Breaker { failure_percent: 50, window: 10, pause_ms: 1_000 };
+        let with = |breaker| QueuePolicy { breaker: Some(breaker), ..good.clone() };
+        assert_eq!(validate_policy("jobs", &with(breaker)), Ok(()));
+        for bad in [
+            QueuePolicy { lease_ms: LEASE_MS_MIN - 1, ..good.clone() },
+            QueuePolicy { lease_ms: LEASE_MS_MAX + 1, ..good.clone() },
+            QueuePolicy { lease_max_ms: 29_999, ..good.clone() },
+            QueuePolicy { max_failures: 0, ..good.clone() },
+            QueuePolicy { max_failures: FAILURES_MAX + 1, ..good.clone() },
+            QueuePolicy { backoff_min_ms: 2, backoff_max_ms: 1, ..good.clone() },
+            QueuePolicy { unsettled_max: 0, ..good.clone() },
+            QueuePolicy { dead_letter: None, ..good.clone() },
+            QueuePolicy { dead_letter: Some("jobs".to_string()), ..good.clone() },
+            with(Breaker { failure_percent: 0, ..breaker }),
+            with(Breaker { failure_percent: 101, ..breaker }),
+            with(Breaker { window: 0, ..breaker }),
+            with(Breaker { pause_ms: 0, ..breaker }),
+        ] {
+            let error = validate_policy("jobs", &bad).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidConfig, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_dead_letter_topic_has_a_name_that_is_allowed() {
+        let long = "x".repeat(198);
+        let error = validate_policy(&long, &complete_policy(&long, QueuePolicy::default()));
+        assert_eq!(error.unwrap_err().code, ErrorCode::InvalidTopicName);
     }
 }

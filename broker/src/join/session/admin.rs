@@ -76,7 +76,11 @@ impl Session {
     }
 
     /// Sends a reply unless it is larger than what the client takes.
-    fn reply_bounded<M: Message>(&self, header: FrameHeader, message: &M) -> Result<(), ErrorBody> {
+    pub(super) fn reply_bounded<M: Message>(
+        &self,
+        header: FrameHeader,
+        message: &M,
+    ) -> Result<(), ErrorBody> {
         let frame = frame::reply(message, header.correlation);
         let max = lock(&self.readers).frame_bytes_max();
         if frame.len() - FRAME_HEADER_BYTES > max {
@@ -92,7 +96,12 @@ impl Session {
     }
 
     /// The last step of a command whose reply is known before it is durable.
-    fn then_reply<M: Message>(&self, api: Api, header: FrameHeader, message: &M) -> Then {
+    pub(super) fn then_reply<M: Message>(
+        &self,
+        api: Api,
+        header: FrameHeader,
+        message: &M,
+    ) -> Then {
         Then::Reply {
             outbox: Arc::clone(&self.outbox),
             api,
@@ -113,18 +122,22 @@ impl Session {
                 let reply = CreateTopicReply { id: topic.id, created: false };
                 return Ok(Ask::Wait(self.then_reply(Api::CreateTopic, header, &reply)));
             }
-            let options = &self.hub.options;
-            let topics = u32::try_from(desk.tail.topics().len()).unwrap_or(u32::MAX);
-            if topics >= options.topics_max {
-                let text = format!("there are {topics} topics, as many as this broker allows");
-                return Err(ErrorBody::new(ErrorCode::LimitExceeded, text));
-            }
-            self.check_partitions(desk, config.partitions)?;
+            self.check_room(desk, config.partitions)?;
             let id = TopicId(desk.uuid());
             let then =
                 self.then_reply(Api::CreateTopic, header, &CreateTopicReply { id, created: true });
             Ok(Ask::Submit(Command::CreateTopic { id, name, config, created: now.wall }, then))
         })
+    }
+
+    /// Room for one more topic of so many partitions.
+    pub(super) fn check_room(&self, desk: &Desk<'_>, partitions: u32) -> Result<(), ErrorBody> {
+        let topics = u32::try_from(desk.tail.topics().len()).unwrap_or(u32::MAX);
+        if topics >= self.hub.options.topics_max {
+            let text = format!("there are {topics} topics, as many as this broker allows");
+            return Err(ErrorBody::new(ErrorCode::LimitExceeded, text));
+        }
+        self.check_partitions(desk, partitions)
     }
 
     fn check_partitions(&self, desk: &Desk<'_>, added: u32) -> Result<(), ErrorBody> {
@@ -137,7 +150,7 @@ impl Session {
         Ok(())
     }
 
-    fn ask(
+    pub(super) fn ask(
         &self,
         now: Now,
         ask: impl FnOnce(&mut Desk<'_>) -> Result<Ask, ErrorBody>,
@@ -313,7 +326,7 @@ fn no_topic(name: &str) -> TopicMetadata {
 }
 
 /// The append time of the message at an offset, or of the entry that holds it; 0 if there is none.
-fn append_time_of(partition: &PartitionHandle, offset: Offset) -> TimestampMs {
+pub(super) fn append_time_of(partition: &PartitionHandle, offset: Offset) -> TimestampMs {
     let run = partition.log.read(offset, partition.high_watermark(), 1);
     let header = run.ok().and_then(|run| {
         let bytes = run.slices.first()?.clone();

@@ -13,7 +13,7 @@ use postrider_protocol::message::{
     AckUpTo, Credit, Seek, Start, Subscribe, SubscribeReply, SubscribedPartition, Unsubscribe,
     UnsubscribeReply,
 };
-use postrider_protocol::types::{PartitionId, SubscriptionId};
+use postrider_protocol::types::{PartitionId, SubscriptionHandle, SubscriptionId};
 
 use super::{Session, SessionEnd};
 use crate::join::catalog::{Ask, Then};
@@ -22,7 +22,7 @@ use crate::join::leader::resolve;
 use crate::join::operation::{Operation, Purpose};
 use crate::join::outbox::WakeList;
 use crate::join::partition::PartitionHandle;
-use crate::join::readers::{NewReader, Place};
+use crate::join::readers::{NewReader, Place, Readers};
 use crate::join::topic::TopicHandle;
 
 impl Session {
@@ -34,18 +34,7 @@ impl Session {
     ) -> Result<(), ErrorBody> {
         let topic = self.catalog.topic(&request.topic)?;
         let partitions = wanted_partitions(&topic, &request.partitions)?;
-        {
-            let readers = lock(&self.readers);
-            if readers.knows(request.handle) {
-                let text = format!("handle {} is in use on this connection", request.handle);
-                return Err(ErrorBody::new(ErrorCode::BadRequest, text));
-            }
-            let max = self.hub.options.limits.subscriptions_max;
-            if readers.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
-                let text = format!("the connection has {max} subscriptions, as many as allowed");
-                return Err(ErrorBody::new(ErrorCode::SubscriptionLimit, text));
-            }
-        }
+        self.check_handle(&lock(&self.readers), request.handle)?;
         let reader = NewReader {
             handle: request.handle,
             topic: Arc::clone(&topic),
@@ -58,6 +47,24 @@ impl Session {
                 self.subscribe_durable(now, header, reader, partitions, name, request.start)
             }
         }
+    }
+
+    /// Refuses a handle that is in use, and one subscription too many.
+    pub(super) fn check_handle(
+        &self,
+        readers: &Readers,
+        handle: SubscriptionHandle,
+    ) -> Result<(), ErrorBody> {
+        if readers.knows(handle) {
+            let text = format!("handle {handle} is in use on this connection");
+            return Err(ErrorBody::new(ErrorCode::BadRequest, text));
+        }
+        let max = self.hub.options.limits.subscriptions_max;
+        if readers.len() >= usize::try_from(max).unwrap_or(usize::MAX) {
+            let text = format!("the connection has {max} subscriptions, as many as allowed");
+            return Err(ErrorBody::new(ErrorCode::SubscriptionLimit, text));
+        }
+        Ok(())
     }
 
     fn subscribe_ephemeral(
@@ -108,11 +115,12 @@ impl Session {
         let outbox = Arc::clone(&self.outbox);
         let asked = self.catalog.ask(now, |desk| {
             let then = Then::Subscribe { outbox, reader: key };
-            let known = |image: &postrider_core::metadata::Image| {
-                image.topic(topic.id).is_some_and(|topic| topic.subscription(&name).is_some())
-            };
-            if known(desk.tail) {
-                return Ok(Ask::Wait(then));
+            let known = desk.tail.topic(topic.id).and_then(|topic| topic.subscription(&name));
+            if let Some(known) = known {
+                return match known.queue {
+                    None => Ok(Ask::Wait(then)),
+                    Some(_) => Err(not_a_stream(&topic.name, &name)),
+                };
             }
             let id = SubscriptionId(desk.uuid());
             Ok(Ask::Submit(Command::CreateSubscription { topic: topic.id, id, name, start }, then))
@@ -201,6 +209,14 @@ impl Place {
     }
 }
 
+fn not_a_stream(topic: &str, name: &str) -> ErrorBody {
+    let text = format!(
+        "the subscription {name} of {topic} is of queue mode: consume it, or read the topic with a \
+         subscription of another name"
+    );
+    ErrorBody::new(ErrorCode::WrongSubscriptionMode, text)
+}
+
 /// Where a reader begins, for the reply.
 pub(crate) fn describe(
     partition: &PartitionHandle,
@@ -216,7 +232,7 @@ pub(crate) fn describe(
     }
 }
 
-fn wanted_partitions(
+pub(super) fn wanted_partitions(
     topic: &TopicHandle,
     asked: &[PartitionId],
 ) -> Result<Vec<PartitionId>, ErrorBody> {

@@ -1,0 +1,201 @@
+//! The image of the metadata: queues and their subscriptions, and what older brokers have written.
+#![allow(clippy::unwrap_used, reason = "a test that goes wrong must fail")]
+
+use bytes::BytesMut;
+use postrider_core::metadata::{
+    Applied, Command, Image, QUEUE_SUBSCRIPTION, TopicChange, complete_policy,
+};
+use postrider_protocol::codec::Writer;
+use postrider_protocol::error::ErrorCode;
+use postrider_protocol::message::{QueuePolicy, Start, TopicConfig};
+use postrider_protocol::types::*;
+
+const TOPIC: TopicId = TopicId([3; 16]);
+const OWN: SubscriptionId = SubscriptionId([4; 16]);
+
+fn config(kind: TopicKind) -> TopicConfig {
+    TopicConfig {
+        partitions: 2,
+        kind,
+        durability: Durability::Fsync,
+        retention_ms: None,
+        retention_bytes: None,
+        message_bytes_max: None,
+    }
+}
+
+fn policy() -> QueuePolicy {
+    complete_policy("jobs", QueuePolicy::default())
+}
+
+fn create_queue() -> Command {
+    Command::CreateQueue {
+        id: TOPIC,
+        name: "jobs".to_string(),
+        config: config(TopicKind::Queue),
+        created: TimestampMs(5),
+        subscription: OWN,
+        policy: policy(),
+    }
+}
+
+fn create_topic() -> Command {
+    Command::CreateTopic {
+        id: TOPIC,
+        name: "orders".to_string(),
+        config: config(TopicKind::Log),
+        created: TimestampMs(5),
+    }
+}
+
+fn stream(id: u8, name: &str) -> Command {
+    Command::CreateSubscription {
+        topic: TOPIC,
+        id: SubscriptionId([id; 16]),
+        name: name.to_string(),
+        start: Start::Latest,
+    }
+}
+
+fn queue(id: u8, name: &str) -> Command {
+    Command::CreateQueueSubscription {
+        topic: TOPIC,
+        id: SubscriptionId([id; 16]),
+        name: name.to_string(),
+        start: Start::Latest,
+        policy: policy(),
+    }
+}
+
+fn image(commands: &[Command]) -> Image {
+    let mut image = Image::default();
+    for command in commands {
+        apply(&mut image, command);
+    }
+    image
+}
+
+fn apply(image: &mut Image, command: &Command) -> Applied {
+    image.check(command).unwrap();
+    image.apply(image.end(), command).unwrap()
+}
+
+fn refusal(image: &Image, command: &Command) -> ErrorCode {
+    image.check(command).unwrap_err().code
+}
+
+#[test]
+fn a_queue_begins_with_its_own_subscription() {
+    let mut image = Image::default();
+    assert_eq!(apply(&mut image, &create_queue()), Applied::TopicCreated(TOPIC));
+    let topic = image.topic_named("jobs").unwrap();
+    assert_eq!((topic.config.kind, image.partitions()), (TopicKind::Queue, 2));
+    let own = topic.subscription(QUEUE_SUBSCRIPTION).unwrap();
+    assert_eq!((own.id, own.queue.as_ref()), (OWN, Some(&policy())));
+    assert_eq!(own.start_on(PartitionId(1)), Start::Offset(Offset(0)));
+    assert_eq!(refusal(&image, &create_queue()), ErrorCode::TopicExists);
+}
+
+#[test]
+fn a_topic_of_kind_queue_is_created_as_a_queue_only() {
+    let mut command = create_topic();
+    if let Command::CreateTopic { config, .. } = &mut command {
+        config.kind = TopicKind::Queue;
+    }
+    let error = Image::default().check(&command).unwrap_err();
+    assert_eq!(error.code, ErrorCode::WrongTopicKind);
+    assert!(error.message.contains("postrider queue create orders"), "{error}");
+}
+
+#[test]
+fn a_queue_takes_queue_subscriptions_and_a_log_takes_both() {
+    let jobs = image(&[create_queue()]);
+    assert_eq!(refusal(&jobs, &stream(7, "audit")), ErrorCode::WrongTopicKind);
+    assert_eq!(jobs.check(&queue(7, "audit")), Ok(()));
+    assert_eq!(refusal(&jobs, &queue(7, QUEUE_SUBSCRIPTION)), ErrorCode::SubscriptionExists);
+    let orders = image(&[create_topic(), stream(7, "audit"), queue(8, "billing")]);
+    let topic = orders.topic(TOPIC).unwrap();
+    assert_eq!(topic.subscription("audit").unwrap().queue, None);
+    assert_eq!(topic.subscription("billing").unwrap().queue, Some(policy()));
+    assert_eq!(refusal(&orders, &queue(9, "audit")), ErrorCode::SubscriptionExists);
+}
+
+#[test]
+fn a_policy_is_altered_in_queue_mode_only() {
+    let mut orders = image(&[create_topic(), stream(7, "audit"), queue(8, "billing")]);
+    let alter =
+        |id: u8, policy| Command::AlterQueue { topic: TOPIC, id: SubscriptionId([id; 16]), policy };
+    let paused = QueuePolicy { paused: true, ..policy() };
+    let id = SubscriptionId([8; 16]);
+    let altered = apply(&mut orders, &alter(8, paused.clone()));
+    assert_eq!(altered, Applied::QueueAltered { topic: TOPIC, id });
+    let topic = orders.topic(TOPIC).unwrap();
+    assert_eq!(topic.subscription("billing").unwrap().queue, Some(paused.clone()));
+    assert_eq!(refusal(&orders, &alter(7, paused.clone())), ErrorCode::WrongSubscriptionMode);
+    assert_eq!(refusal(&orders, &alter(9, paused)), ErrorCode::UnknownSubscription);
+    let nothing = QueuePolicy { max_failures: 0, ..policy() };
+    assert_eq!(refusal(&orders, &alter(8, nothing)), ErrorCode::InvalidConfig);
+    let circle = QueuePolicy { dead_letter: Some("orders".to_string()), ..policy() };
+    assert_eq!(refusal(&orders, &alter(8, circle)), ErrorCode::InvalidConfig);
+}
+
+#[test]
+fn the_own_subscription_goes_with_its_queue_only() {
+    let jobs = image(&[create_queue(), queue(7, "audit")]);
+    let delete = |id| Command::DeleteSubscription { topic: TOPIC, id };
+    assert_eq!(refusal(&jobs, &delete(OWN)), ErrorCode::BadRequest);
+    assert_eq!(jobs.check(&delete(SubscriptionId([7; 16]))), Ok(()));
+    assert_eq!(jobs.check(&Command::DeleteTopic { id: TOPIC }), Ok(()));
+}
+
+#[test]
+fn a_queue_has_no_retention() {
+    let jobs = image(&[create_queue()]);
+    let alter = |change| Command::AlterTopic { id: TOPIC, change };
+    let keep = TopicChange { retention_ms: Some(Some(5)), ..TopicChange::default() };
+    assert_eq!(refusal(&jobs, &alter(keep)), ErrorCode::InvalidConfig);
+    let more = TopicChange { partitions: Some(5), ..TopicChange::default() };
+    assert_eq!(jobs.check(&alter(more)), Ok(()));
+}
+
+#[test]
+fn a_snapshot_holds_all_and_is_refused_when_cut() {
+    let image = image(&[create_topic(), stream(7, "audit"), queue(8, "billing")]);
+    let bytes = image.encode_snapshot();
+    assert_eq!(Image::decode_snapshot(&bytes).as_ref(), Ok(&image));
+    for len in 0..bytes.len() {
+        assert!(Image::decode_snapshot(&bytes[..len]).is_err());
+    }
+    assert!(Image::decode_snapshot(&[&[3], &bytes[1..]].concat()).is_err());
+}
+
+/// What a broker without queues wrote of a cluster with one topic and one stream subscription.
+#[test]
+fn a_snapshot_of_version_1_is_read() {
+    let image = image(&[create_topic(), stream(7, "audit")]);
+    let mut bytes = BytesMut::new();
+    let mut out = Writer::new(&mut bytes);
+    out.put(&1_u8);
+    out.put(&image.end());
+    out.put(&image.chain());
+    out.put(&ClusterId::default());
+    out.put(&image.producer_ids_end());
+    out.put(&image.feature_level());
+    out.count(0);
+    out.count(1);
+    out.put(&TOPIC);
+    out.put(&"orders".to_string());
+    out.put(&2_u32);
+    out.put(&TopicKind::Log);
+    out.put(&Durability::Fsync);
+    out.put(&None::<u64>);
+    out.put(&None::<u64>);
+    out.put(&None::<u32>);
+    out.put(&TimestampMs(5));
+    out.count(1);
+    out.put(&SubscriptionId([7; 16]));
+    out.put(&"audit".to_string());
+    out.put(&Start::Latest);
+    out.put(&2_u32);
+    assert_eq!(Image::decode_snapshot(&bytes), Ok(image));
+}

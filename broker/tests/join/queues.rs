@@ -1,0 +1,117 @@
+//! Queues through the join: administration.
+
+use postrider_core::metadata::QUEUE_SUBSCRIPTION;
+use postrider_protocol::error::ErrorCode;
+use postrider_protocol::message::*;
+use postrider_protocol::types::*;
+use postrider_storage::SimDisk;
+use postrider_storage::disk_sim::CrashKind;
+
+use crate::open_sim;
+use crate::peer::{Peer, subscribe};
+
+pub(crate) fn create_queue(name: &str, policy: QueuePolicy) -> CreateQueue {
+    CreateQueue {
+        name: name.to_string(),
+        partitions: 1,
+        durability: Durability::Fsync,
+        message_bytes_max: None,
+        policy,
+        if_not_exists: false,
+    }
+}
+
+fn create_subscription(topic: &str, name: &str, queue: Option<QueuePolicy>) -> CreateSubscription {
+    CreateSubscription {
+        topic: topic.to_string(),
+        name: name.to_string(),
+        start: Start::Earliest,
+        queue,
+        if_not_exists: false,
+    }
+}
+
+fn refusal<Q: Message, A: Message + std::fmt::Debug>(peer: &mut Peer, request: &Q) -> ErrorCode {
+    peer.ask::<Q, A>(request).unwrap_err().code
+}
+
+#[test]
+fn queues_and_their_subscriptions_survive_power_loss() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = Peer::new(&broker);
+    let jobs = create_queue("jobs", QueuePolicy::default());
+    let created: CreateQueueReply = peer.ask(&jobs).unwrap();
+    assert!(created.created);
+    assert_eq!(refusal::<_, CreateQueueReply>(&mut peer, &jobs), ErrorCode::TopicExists);
+    let again = CreateQueue { if_not_exists: true, ..jobs };
+    let found: CreateQueueReply = peer.ask(&again).unwrap();
+    assert_eq!((found.id, found.created), (created.id, false));
+    peer.create_topic("orders", 1);
+    let billing = create_subscription("orders", "billing", Some(QueuePolicy::default()));
+    let _billing: CreateSubscriptionReply = peer.ask(&billing).unwrap();
+    let twice = refusal::<_, CreateSubscriptionReply>(&mut peer, &billing);
+    assert_eq!(twice, ErrorCode::SubscriptionExists);
+    let paused = QueuePolicy { paused: true, ..QueuePolicy::default() };
+    let alter = AlterQueue { topic: "jobs".to_string(), subscription: None, policy: paused };
+    let _altered: AlterQueueReply = peer.ask(&alter).unwrap();
+
+    drop(peer);
+    disk.crash(CrashKind::Power);
+    drop(broker);
+    let broker = open_sim(&disk.reopen());
+    let mut peer = Peer::new(&broker);
+    let topic: DescribeTopicReply = peer.ask(&DescribeTopic { name: "jobs".to_string() }).unwrap();
+    assert_eq!((topic.id, topic.config.kind), (created.id, TopicKind::Queue));
+    assert_eq!(topic.subscriptions[0].name, QUEUE_SUBSCRIPTION);
+    let same = CreateSubscription { if_not_exists: true, ..billing.clone() };
+    let found: CreateSubscriptionReply = peer.ask(&same).unwrap();
+    assert!(!found.created);
+    let stream = CreateSubscription { queue: None, if_not_exists: true, ..billing };
+    let other_mode = refusal::<_, CreateSubscriptionReply>(&mut peer, &stream);
+    assert_eq!(other_mode, ErrorCode::SubscriptionExists);
+}
+
+#[test]
+fn a_stream_on_a_queue_is_refused_with_the_way_out_and_browsing_is_not() {
+    let broker = open_sim(&SimDisk::new(1));
+    let mut peer = Peer::new(&broker);
+    let _jobs: CreateQueueReply = peer.ask(&create_queue("jobs", QueuePolicy::default())).unwrap();
+    let mut named = |name: &str| {
+        let request = subscribe(1, "jobs", Some(name), Start::Earliest);
+        peer.ask::<_, SubscribeReply>(&request).unwrap_err()
+    };
+    let other = named("audit");
+    assert_eq!(other.code, ErrorCode::WrongTopicKind);
+    assert!(other.message.contains("postrider subscription create jobs NAME --queue"), "{other}");
+    assert_eq!(named(QUEUE_SUBSCRIPTION).code, ErrorCode::WrongSubscriptionMode);
+    let _browsing = peer.subscribe(2, "jobs", None);
+}
+
+#[test]
+fn a_queue_is_created_by_its_own_request_and_within_its_ranges() {
+    let broker = open_sim(&SimDisk::new(1));
+    let mut peer = Peer::new(&broker);
+    let config = TopicConfig {
+        partitions: 1,
+        kind: TopicKind::Queue,
+        durability: Durability::Fsync,
+        retention_ms: None,
+        retention_bytes: None,
+        message_bytes_max: None,
+    };
+    let topic = CreateTopic { name: "jobs".to_string(), config, if_not_exists: false };
+    let refused = peer.ask::<_, CreateTopicReply>(&topic).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::WrongTopicKind);
+    assert!(refused.message.contains("postrider queue create jobs"), "{refused}");
+    let bad = create_queue("jobs", QueuePolicy { lease_ms: 1, ..QueuePolicy::default() });
+    assert_eq!(refusal::<_, CreateQueueReply>(&mut peer, &bad), ErrorCode::InvalidConfig);
+    let long = create_queue(&"x".repeat(200), QueuePolicy::default());
+    assert_eq!(refusal::<_, CreateQueueReply>(&mut peer, &long), ErrorCode::InvalidTopicName);
+    let nowhere = AlterQueue {
+        topic: "jobs".to_string(),
+        subscription: None,
+        policy: QueuePolicy::default(),
+    };
+    assert_eq!(refusal::<_, AlterQueueReply>(&mut peer, &nowhere), ErrorCode::UnknownTopic);
+}
