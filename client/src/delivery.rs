@@ -274,6 +274,12 @@ impl<V> Delivery<V> {
         self.handle.failures()
     }
 
+    /// One past the last entry of the partition that the broker had applied when it handed the message out.
+    #[must_use]
+    pub fn dispatch_index(&self) -> u64 {
+        self.handle.lot.grant.dispatch_index.0
+    }
+
     /// Whether the lease is known to have ended (see [`AckHandle::is_lost`]).
     #[must_use]
     pub fn is_lost(&self) -> bool {
@@ -333,6 +339,15 @@ impl IntoFuture for Settled {
 pub struct SettledFuture {
     answer: Answer,
     place: Option<u32>,
+}
+
+impl SettledFuture {
+    /// Once it has resolved to `Ok`: the index behind the entry of the partition that holds the outcome. None if the
+    /// broker had nothing to store. A hand-out whose [`Delivery::dispatch_index`] is not below it came after it.
+    #[must_use]
+    pub fn commit_index(&self) -> Option<u64> {
+        self.answer.commit_index().map(|index| index.0)
+    }
 }
 
 impl Future for SettledFuture {

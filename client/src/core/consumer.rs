@@ -30,7 +30,7 @@ use postrider_protocol::{
     error::{ErrorBody, ErrorCode, Retry},
     message::{
         Ack, Consume, ConsumeReply, Credit, Lease, LeaseLost, LeaseRun, QueuePolicy, Renew, Return,
-        ReturnAction, SettleException,
+        ReturnAction,
     },
     types::{LeaderEpoch, MemberId, PartitionId, SubscriptionHandle, SubscriptionId, TopicId},
 };
@@ -38,7 +38,7 @@ use postrider_protocol::{
 use self::{
     desk::{Bell, Grant},
     leases::{Leased, Piece, end_of},
-    settling::{How, Lane},
+    settling::{Answered, How, Lane},
 };
 use super::{
     completion::{Promise, Wakes},
@@ -355,7 +355,8 @@ impl Consumer {
             lane.leases.insert(Piece { first: run.first.0, leased });
         }
         let (desk, started) = (Arc::clone(&lane.desk), Arc::clone(&lane.started));
-        let grant = Arc::new(Grant::new(number, desk, head.dispatch_number, started));
+        let dispatch = (head.dispatch_number, head.dispatch_index);
+        let grant = Arc::new(Grant::new(number, desk, dispatch, started));
         for piece in gone {
             self.lose(piece);
         }
@@ -565,7 +566,7 @@ impl Consumer {
         now: Duration,
         partition: PartitionId,
         number: u64,
-        reply: Result<Vec<SettleException>, ErrorBody>,
+        reply: Result<Answered, ErrorBody>,
         wakes: &mut Wakes,
     ) {
         if let Some(lane) = self.lanes.get_mut(&partition) {

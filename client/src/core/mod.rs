@@ -345,8 +345,8 @@ impl Engine {
             Purpose::Leave(handle) => self.consumer_left(handle),
             Purpose::Settle { handle, partition, batch, kind } => {
                 let reply = match kind {
-                    SettleKind::Ack => decoded::<AckReply>(answer)?.map(|it| it.exceptions),
-                    SettleKind::Return => decoded::<ReturnReply>(answer)?.map(|it| it.exceptions),
+                    SettleKind::Ack => decoded::<AckReply>(answer)?.map(Into::into),
+                    SettleKind::Return => decoded::<ReturnReply>(answer)?.map(Into::into),
                 };
                 if let Some(consumer) = self.consumers.get_mut(&handle) {
                     consumer.settled(now, partition, batch, reply, &mut self.wakes);

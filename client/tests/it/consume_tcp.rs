@@ -53,7 +53,11 @@ async fn a_delivery_has_its_message_and_an_ack_that_is_awaited_is_stored() {
         assert_eq!(delivery.key().unwrap(), "k");
         assert_eq!(delivery.headers().get("name").unwrap(), "value");
         assert_eq!((delivery.attempt(), delivery.failures()), (1, 0));
-        within(delivery.ack().into_future()).await.unwrap();
+        assert_eq!(delivery.dispatch_index(), 1);
+        let mut answer = delivery.ack().into_future();
+        assert_eq!(answer.commit_index(), None);
+        within(&mut answer).await.unwrap();
+        assert_eq!(answer.commit_index(), Some(1), "where it is stored is told");
         assert_eq!(host.with(|peer| peer.queue.acked()), n as usize + 1);
     }
     assert!(jobs.next().now_or_never().is_none(), "the stream waits for more");

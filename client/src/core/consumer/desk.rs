@@ -14,7 +14,7 @@ use std::{
 use postrider_protocol::{
     error::ErrorBody,
     message::{ReturnAction, SettleException, SettleProblem},
-    types::{Offset, PartitionId},
+    types::{EntryIndex, Offset, PartitionId},
 };
 
 use crate::core::completion::{Wakes, lock};
@@ -50,6 +50,8 @@ pub(crate) enum Settlement {
         lost: Vec<Item>,
         /// What the broker did not settle.
         exceptions: Vec<SettleException>,
+        /// The index behind the entry that holds it; 0 if nothing was stored.
+        commit_index: EntryIndex,
     },
     /// None.
     Failed(SettleFailure),
@@ -92,6 +94,17 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// The index behind the entry that holds the outcome, once it is answered and if it is stored.
+    #[must_use]
+    pub fn commit_index(&self) -> Option<EntryIndex> {
+        match &lock(&self.completion.0).outcome {
+            Some(Settlement::Done { commit_index, .. }) => {
+                Some(*commit_index).filter(|index| index.0 > 0)
+            }
+            _ => None,
+        }
+    }
+
     /// How the message was settled, or `cx` is woken when that is known. `place` is the caller's memory of its waker.
     pub fn poll(
         &self,
@@ -303,6 +316,8 @@ pub struct Grant {
     pub(crate) number: u64,
     pub(crate) desk: Arc<Desk>,
     pub(crate) dispatch_number: u64,
+    /// One past the last entry that the leader had applied when it handed these out.
+    pub(crate) dispatch_index: EntryIndex,
     /// One past the highest dispatch number that the application took, in its attachment.
     pub(crate) started: Arc<AtomicU64>,
     any_lost: AtomicBool,
@@ -313,11 +328,11 @@ impl Grant {
     pub(crate) fn new(
         number: u64,
         desk: Arc<Desk>,
-        dispatch_number: u64,
+        (dispatch_number, dispatch_index): (u64, EntryIndex),
         started: Arc<AtomicU64>,
     ) -> Self {
         let (any_lost, lost) = (AtomicBool::new(false), Mutex::default());
-        Self { number, desk, dispatch_number, started, any_lost, lost }
+        Self { number, desk, dispatch_number, dispatch_index, started, any_lost, lost }
     }
 
     /// The partition.

@@ -11,10 +11,10 @@ use std::{
 use postrider_protocol::{
     error::{ErrorBody, ErrorCode, Retry},
     message::{
-        AckRun, ConsumedPartition, HeldLeases, LeaseRun, RUNS_MAX, ReturnAction, SettleException,
-        SettleProblem,
+        AckReply, AckRun, ConsumedPartition, HeldLeases, LeaseRun, RUNS_MAX, ReturnAction,
+        ReturnReply, SettleException, SettleProblem,
     },
-    types::{LeaderEpoch, Offset, PartitionId},
+    types::{EntryIndex, LeaderEpoch, Offset, PartitionId},
 };
 
 use super::{
@@ -61,6 +61,26 @@ pub(crate) struct Batch {
 pub(crate) enum How {
     Ack,
     Return(ReturnAction),
+}
+
+/// What the broker answered.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Answered {
+    /// The index behind the entry that holds it; 0 if nothing was stored.
+    pub(crate) commit_index: EntryIndex,
+    pub(crate) exceptions: Vec<SettleException>,
+}
+
+impl From<AckReply> for Answered {
+    fn from(AckReply { commit_index, exceptions }: AckReply) -> Self {
+        Self { commit_index, exceptions }
+    }
+}
+
+impl From<ReturnReply> for Answered {
+    fn from(ReturnReply { commit_index, exceptions }: ReturnReply) -> Self {
+        Self { commit_index, exceptions }
+    }
 }
 
 /// What came off a desk.
@@ -191,7 +211,10 @@ impl Lane {
         wakes: &mut Wakes,
     ) {
         if runs.is_empty() {
-            completion.complete(Settlement::Done { lost, exceptions: Vec::new() }, wakes);
+            completion.complete(
+                Settlement::Done { lost, exceptions: Vec::new(), commit_index: EntryIndex(0) },
+                wakes,
+            );
             return;
         }
         *next_batch += 1;
@@ -229,12 +252,12 @@ impl Lane {
         &mut self,
         now: Duration,
         number: u64,
-        reply: Result<Vec<SettleException>, ErrorBody>,
+        reply: Result<Answered, ErrorBody>,
         wakes: &mut Wakes,
     ) {
         let Some(at) = self.batches.iter().position(|batch| batch.number == number) else { return };
         let settlement = match reply {
-            Ok(exceptions) => {
+            Ok(Answered { commit_index, exceptions }) => {
                 let batch = &mut self.batches[at];
                 // The first sending of a repeated ack may have done it.
                 let own_ack = batch.repeated && batch.how == How::Ack;
@@ -242,7 +265,7 @@ impl Lane {
                     .into_iter()
                     .filter(|it| !(own_ack && it.problem == SettleProblem::AlreadyAcked));
                 let lost = std::mem::take(&mut batch.lost);
-                Settlement::Done { lost, exceptions: exceptions.collect() }
+                Settlement::Done { lost, exceptions: exceptions.collect(), commit_index }
             }
             Err(error) if error.code == ErrorCode::StaleSubscriptionEpoch => {
                 Settlement::Failed(SettleFailure::Problem(SettleProblem::LeaseLost))
