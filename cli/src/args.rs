@@ -1,7 +1,9 @@
 //! Owns the command line's shape: verbs, aliases, flags, defaults and their help. Runs nothing.
 //!
-//! Scripts rely on the spellings; a change here is a change of interface. The load tools' flags are in
-//! `bench::args`.
+//! Scripts rely on the spellings; a change here is a change of interface. The flags of queues are in `queue`,
+//! those of the load tools in `bench::args`.
+
+pub(crate) mod queue;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +16,7 @@ use crate::format::Template;
 use crate::output::TableFormat;
 use crate::start::From;
 use crate::units::{parse_bytes, parse_duration, parse_duration_with_unit, parse_positive};
+use queue::{QueueCommand, SubscriptionCreate, WorkOptions};
 
 /// One message broker for logs and jobs.
 #[derive(Parser, Debug)]
@@ -30,17 +33,37 @@ const EXIT_CODES: &str = "Exit codes: 0 ok, 1 failed, 2 usage, 3 broker unreacha
 #[derive(Subcommand, Debug)]
 pub(crate) enum Command {
     /// Run a broker
+    ///
+    /// Settings come from the defaults, then the file, then `POSTRIDER__SECTION__KEY`, then these flags.
     Server(ServerOptions),
     /// Create, change, list, show and remove topics
     #[command(subcommand)]
     Topic(TopicCommand),
+    /// Create, watch and manage queues
+    #[command(subcommand)]
+    Queue(QueueCommand),
     /// Publish lines from standard input or a file
+    ///
+    /// Each line without its newline is a message: empty lines, CRLF and bytes that are not UTF-8 are kept.
+    /// Returns when every message is acknowledged, and prints `stored=N duplicates=N` to standard error.
     #[command(visible_alias = "produce")]
     Pub(PubOptions),
     /// Print the messages of a topic
+    ///
+    /// Format strings know %t topic, %p partition, %o offset, %k key, %K its length, %s payload, %S its
+    /// length, %h headers, %T timestamp in ms, %%, and the escapes \n \r \t \0 \\ \xHH.
     #[command(visible_alias = "consume")]
     Sub(SubOptions),
-    /// List, move and remove the durable subscriptions of a topic
+    /// Run a command for each message of a queue
+    ///
+    /// The payload is the command's standard input. Its environment has POSTRIDER_TOPIC, POSTRIDER_PARTITION,
+    /// POSTRIDER_OFFSET, POSTRIDER_ATTEMPT, POSTRIDER_FAILURES and, if the key is text, POSTRIDER_KEY. Exit code
+    /// 0 acknowledges the message. Any other end counts as a failure, whose reason is the last line on standard
+    /// error; the message comes again after a wait, or goes to the dead letter topic when it has failed too
+    /// often. SIGTERM and Ctrl-C take nothing new, wait for the commands that run, and give the rest back.
+    /// Prints `acked=N nacked=N lost=N` to standard error at the end.
+    Work(WorkOptions),
+    /// Create, list, move and remove the durable subscriptions of a topic
     #[command(subcommand)]
     Subscription(SubscriptionCommand),
     /// Measure and verify a broker
@@ -55,7 +78,6 @@ pub(crate) enum Command {
     },
 }
 
-/// Settings come from the defaults, then the file, then `POSTRIDER__SECTION__KEY`, then these flags.
 #[derive(Args, Debug)]
 pub(crate) struct ServerOptions {
     /// Configuration file [default: postrider.toml here, if there is one]
@@ -244,6 +266,11 @@ pub(crate) struct TopicRm {
 
 #[derive(Subcommand, Debug)]
 pub(crate) enum SubscriptionCommand {
+    /// Create a durable subscription
+    ///
+    /// It need not wait for its first reader then. `sub --subscription` attaches to one in stream mode,
+    /// `work --subscription` to one in queue mode.
+    Create(SubscriptionCreate),
     /// List a topic's durable subscriptions
     #[command(visible_alias = "list")]
     Ls {
@@ -286,8 +313,6 @@ pub(crate) enum CompressionName {
     Zstd,
 }
 
-/// Each line without its newline is a message: empty lines, CRLF and bytes that are not UTF-8 are kept.
-/// Returns when every message is acknowledged, and prints `stored=N duplicates=N` to standard error.
 #[derive(Args, Debug)]
 pub(crate) struct PubOptions {
     /// The topic's name
@@ -348,8 +373,6 @@ pub(crate) enum MessageOutput {
     Json,
 }
 
-/// Format strings know %t topic, %p partition, %o offset, %k key, %K its length, %s payload, %S its
-/// length, %h headers, %T timestamp in ms, %%, and the escapes \n \r \t \0 \\ \xHH.
 #[derive(Args, Debug)]
 pub(crate) struct SubOptions {
     /// The topic's name
@@ -419,6 +442,27 @@ mod tests {
             "postrider sub t --from earliest -e -o raw",
             "postrider sub t --from -10 -n 5 --subscription s",
             "postrider consume t -f %k=%s\\n",
+            "postrider queue create q --partitions 4 --max-failures 3 --dead-letter q.dead --if-not-exists",
+            "postrider queue create q --durability memory --lease 30s --key-order --single-active",
+            "postrider queue alter q --lease 5s --key-order=false",
+            "postrider queue ls",
+            "postrider queue list -o json",
+            "postrider queue show q -o json",
+            "postrider queue describe t --subscription s",
+            "postrider queue why q 17",
+            "postrider queue why t:3 17 --subscription s -o json",
+            "postrider queue peek q -n 5 -o json",
+            "postrider queue purge q",
+            "postrider queue pause q",
+            "postrider queue resume t --subscription s",
+            "postrider queue rm q --if-exists",
+            "postrider queue delete q",
+            "postrider subscription create t s --queue --max-failures 5",
+            "postrider subscription create t s --from latest",
+            "postrider work q -- ./handle --flag",
+            "postrider work t --subscription s --concurrency 4 --prefetch 8 -n 10 -e -- sh -c true",
+            "postrider bench queue q --producers 1 --workers 2 --messages 100k --json out.json",
+            "postrider bench queue q --workers 2 --duration 10s --rate 1000",
             "postrider check dir",
             "postrider completions bash",
             "postrider bench produce t --rate 1000 --duration 10s --size 1KiB --json out.json",
@@ -445,6 +489,15 @@ mod tests {
             "postrider sub t -f %q",
             "postrider bench verify t",
             "postrider serve",
+            "postrider queue create q --partitions 0",
+            "postrider queue create q --max-failures 0",
+            "postrider queue create q --lease 30",
+            "postrider queue why q",
+            "postrider queue why q:x 1",
+            "postrider queue rm",
+            "postrider work q",
+            "postrider work q --concurrency 0 -- true",
+            "postrider bench queue q --workers 0",
         ] {
             let error = parse(line).expect_err(line);
             assert_eq!(error.exit_code(), 2, "{line}");

@@ -1,8 +1,9 @@
 //! The load tools: `postrider bench`.
 //!
-//! Parents are `produce`, `consume`, `end_to_end` and `verify`, one per verb. What they share: `schedule`
-//! (when each message is meant to leave), `pacer` (sleeping until then), `meter` (counters and latencies
-//! of the running test), `load` (one publishing connection), `setup` (topic and connections), `process` (CPU and memory of the broker), `report` (the result), `payload`.
+//! Parents are `produce`, `consume`, `end_to_end`, `queue` and `verify`, one per verb. What they share:
+//! `schedule` (when each message is meant to leave), `pacer` (sleeping until then), `meter` (counters and
+//! latencies of the running test), `load` (one publishing connection), `setup` (topic and connections),
+//! `process` (CPU and memory of the broker), `report` (the result), `payload`, `stamp`.
 
 pub(crate) mod args;
 mod consume;
@@ -14,6 +15,7 @@ mod pacer;
 mod payload;
 mod process;
 mod produce;
+mod queue;
 mod report;
 mod schedule;
 mod setup;
@@ -30,6 +32,7 @@ pub(crate) fn run(command: &BenchCommand) -> Outcome {
         BenchCommand::Produce(options) => produce::run(options),
         BenchCommand::Consume(options) => consume::run(options),
         BenchCommand::EndToEnd(options) => end_to_end::run(options),
+        BenchCommand::Queue(options) => queue::run(options),
         BenchCommand::Verify(options) => verify::run(options),
     }
 }

@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use postrider::{AdminError, Client, ConnectError, OpenError, ReadError, SendError};
+use postrider::{
+    AdminError, Client, ConnectError, ConsumeError, OpenError, ReadError, SendError, SettleError,
+};
 use postrider_protocol::error::{ErrorBody, ErrorClass, ErrorCode};
 use tokio::runtime::Builder;
 
@@ -112,6 +114,10 @@ fn step_after(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::UnknownSubscription => {
             "`postrider subscription ls TOPIC` lists the subscriptions"
         }
+        ErrorCode::WrongTopicKind | ErrorCode::WrongSubscriptionMode => {
+            "`postrider work` consumes queues, `postrider sub` reads topics; `postrider topic show TOPIC` tells the kind"
+        }
+        ErrorCode::SubscriptionExists => "choose another name",
         ErrorCode::DiskFull => "free space on the broker's disk, or lower a topic's retention",
         ErrorCode::Overloaded | ErrorCode::ShuttingDown | ErrorCode::Throttled => {
             "try again in a moment"
@@ -138,6 +144,38 @@ pub(crate) fn admin_failure(error: &AdminError, topic: &str) -> Failure {
             .next("look whether it was done, or allow more time with --timeout"),
         AdminError::NotSent => Failure::new(Exit::Unreachable, error).next(START_A_BROKER),
         other => Failure::failed(other),
+    }
+}
+
+/// A request about the queue `name`, or about a queue-mode subscription of it, failed.
+pub(crate) fn queue_failure(error: &AdminError, name: &str) -> Failure {
+    match error {
+        AdminError::Refused(body) => queue_refusal(body, name),
+        other => admin_failure(other, name),
+    }
+}
+
+/// What the broker's refusal of a request about a queue means.
+fn queue_refusal(body: &ErrorBody, name: &str) -> Failure {
+    let failure = topic_failure(body, name);
+    match body.code {
+        ErrorCode::UnknownTopic => failure.next(format!("postrider queue create {name}")),
+        ErrorCode::WrongTopicKind | ErrorCode::WrongSubscriptionMode => failure.next(
+            "`postrider queue ls` lists the queues; \
+             `postrider subscription create TOPIC NAME --queue` makes a log topic work as one",
+        ),
+        ErrorCode::InvalidConfig => {
+            failure.next("`postrider queue show NAME` shows the settings, --help their flags")
+        }
+        _ => failure,
+    }
+}
+
+/// A consumer of the queue `name` could not be opened.
+pub(crate) fn queue_open_failure(error: &OpenError, name: &str) -> Failure {
+    match error {
+        OpenError::Refused(body) => queue_refusal(body, name),
+        other => open_failure(other, name),
     }
 }
 
@@ -169,6 +207,23 @@ pub(crate) fn publish_failure(error: &SendError) -> Failure {
             None => Failure::failed(error),
         },
         other => Failure::failed(other),
+    }
+}
+
+/// The stream of a queue's deliveries ended.
+pub(crate) fn consume_failure(error: &ConsumeError, name: &str) -> Failure {
+    match error {
+        ConsumeError::Ended(body) => queue_refusal(body, name),
+        other => Failure::failed(other),
+    }
+}
+
+/// A message of the queue `name` was not settled, for a reason that is not its own.
+pub(crate) fn settle_failure(error: &SettleError, name: &str) -> Failure {
+    match error {
+        SettleError::Refused(body) => queue_refusal(body, name),
+        other => Failure::failed(other)
+            .next("the messages that were not acknowledged are delivered again"),
     }
 }
 

@@ -54,6 +54,8 @@ fn run(command: Command) -> Outcome {
         Command::Server(options) => command::server::run(&options),
         Command::Topic(command) => command::topic::run(&command),
         Command::Subscription(command) => command::subscription::run(&command),
+        Command::Queue(command) => command::queue::run(&command),
+        Command::Work(options) => command::work::run(&options),
         Command::Pub(options) => command::publish::run(&options),
         Command::Sub(options) => command::subscribe::run(&options),
         Command::Bench(command) => bench::run(&command),

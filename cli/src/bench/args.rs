@@ -21,7 +21,17 @@ pub(crate) enum BenchCommand {
     /// Publish and read at once, and measure from the intended send to the delivery
     #[command(name = "e2e")]
     EndToEnd(EndToEndOptions),
+    /// Publish to a queue and work on it at once, each message acknowledged on its own, and judge every one
+    ///
+    /// Measures from the intended send to the delivery; `msgs_per_s` counts acknowledgements that the broker has
+    /// confirmed. Exits with 5 if a message is lost or stored twice, or delivered after its confirmed
+    /// acknowledgement. The broker may die and come back meanwhile. Use a queue for this alone.
+    Queue(QueueOptions),
     /// Publish numbered messages through broker restarts, and judge what is stored
+    ///
+    /// Without --check: publishes, records in FILE what was acknowledged, then judges the topic. The broker
+    /// may die and come back meanwhile. With --check: only judges. Exits with 5 if a message was lost, doubled,
+    /// reordered or changed, or if offsets have gaps or repeats. Use a topic for this alone.
     Verify(VerifyOptions),
 }
 
@@ -155,9 +165,36 @@ pub(crate) struct EndToEndOptions {
     pub(crate) client: ClientOptions,
 }
 
-/// Without --check: publishes, records in FILE what was acknowledged, then judges the topic. The broker
-/// may die and come back meanwhile. With --check: only judges. Exits with 5 if a message was lost, doubled,
-/// reordered or changed, or if offsets have gaps or repeats. Use a topic for this alone.
+#[derive(Args, Debug)]
+pub(crate) struct QueueOptions {
+    #[command(flatten)]
+    pub(crate) target: TargetOptions,
+    #[command(flatten)]
+    pub(crate) load: LoadOptions,
+    /// Number of connections that work
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) workers: u32,
+    /// Messages that each worker holds, those included whose acknowledgement is not confirmed
+    #[arg(long, value_name = "N", default_value = "8192", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prefetch: u32,
+    /// Without --rate: publish no more while so many messages are not worked off
+    #[arg(long, value_name = "N", default_value = "10k", value_parser = parse_positive)]
+    pub(crate) backlog: u64,
+    /// Give messages so many keys in turn; without, they have none
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) keys: Option<u32>,
+    /// Order per key: the queue is created so, and the order of each key is checked
+    #[arg(long, requires = "keys")]
+    pub(crate) key_order: bool,
+    /// Work on this queue-mode subscription of a log topic; both are created if they do not exist
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
+    #[command(flatten)]
+    pub(crate) report: ReportOptions,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct VerifyOptions {
     #[command(flatten)]

@@ -15,7 +15,7 @@ use super::produce::total;
 use super::report::{Intervals, Loop, Report, ServerWatch};
 use super::schedule::is_saturated;
 use super::setup::{self, Publishers};
-use super::stamp::{STAMP_BYTES, Stamp};
+use super::stamp::{STAMP_BYTES, Stamp, StampKind};
 use super::{payload::Random, process};
 use crate::connect::{block_on, close, connect, open_failure, read_failure};
 use crate::exit::{Exit, Failure, Outcome};
@@ -47,7 +47,7 @@ async fn end_to_end(options: &EndToEndOptions) -> Outcome {
 
     let meter = Arc::new(Meter::new());
     let plan = Plan::new(load, Publishers::start());
-    let stamp = Stamp { test: fresh_id(), start: plan.start };
+    let stamp = Stamp { test: fresh_id(), start: plan.start, kind: StampKind::Timed };
     let (sent_all, expected) = watch::channel(None);
     let mut clients = Vec::new();
     let mut receivers = JoinSet::new();

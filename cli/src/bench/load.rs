@@ -1,5 +1,5 @@
 //! Owns one publishing connection of a load test: sends by the plan, follows the acknowledgements, records
-//! both in the meter. Used by `bench produce` and `bench e2e`.
+//! both in the meter. Used by `bench produce`, `bench e2e` and `bench queue`.
 //!
 //! Cheap by design, because it shares the machine with the broker: acknowledgements are followed per
 //! batch, the clock is read once per [`CLOCK_EVERY`] messages, payloads are slices.
@@ -8,21 +8,23 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use postrider::{Ack, Producer, Raw, Receipt, Record, SendError};
+use tokio::sync::watch;
 
 use super::args::LoadOptions;
 use super::meter::Meter;
 use super::pacer::Pacer;
 use super::payload::Payloads;
 use super::schedule::Schedule;
-use super::stamp::Stamp;
+use super::stamp::{Number, Stamp};
 use crate::connect::publish_failure;
 use crate::exit::{Failure, Outcome};
 
 /// Messages of a closed loop that share one reading of the clock.
-const CLOCK_EVERY: u64 = 32;
+pub(crate) const CLOCK_EVERY: u64 = 32;
 /// The shortest sleep of an open loop. A schedule with a shorter interval sends several messages at once,
 /// up to this late, so that the generator does not burn a core.
 const TICK: Duration = Duration::from_micros(50);
@@ -93,16 +95,42 @@ pub(crate) struct Worker {
     pub(crate) workers: u32,
     pub(crate) producer: Producer<Raw>,
     pub(crate) payloads: Payloads,
-    /// Puts the intended send time into each payload.
+    /// Puts the intended send time, and perhaps the number, into each payload.
     pub(crate) stamp: Option<Stamp>,
+    /// Messages get these keys in turn; none if empty.
+    pub(crate) keys: Arc<[Bytes]>,
+    /// Keeps a closed loop from running away from those who work its messages off.
+    pub(crate) backlog: Option<Backlog>,
     pub(crate) plan: Plan,
     pub(crate) in_flight_max: u64,
     pub(crate) meter: Arc<Meter>,
 }
 
+/// How many of a connection's messages may be published and not worked off.
+pub(crate) struct Backlog {
+    pub(crate) messages_max: u64,
+    /// How many have been worked off.
+    pub(crate) done: watch::Receiver<u64>,
+}
+
+impl Backlog {
+    /// Returns when there is room for message `n` (from 0). Cancel-safe.
+    async fn room_for(&mut self, n: u64) {
+        let Self { messages_max, done } = self;
+        // The sender lives as long as the test.
+        drop(done.wait_for(|done| n < done.saturating_add(*messages_max)).await);
+    }
+
+    fn has_room_for(&self, n: u64) -> bool {
+        n < self.done.borrow().saturating_add(self.messages_max)
+    }
+}
+
 /// What a connection did.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Sent {
+    /// Which connection.
+    pub(crate) producer: u32,
     /// Counted messages that were handed to the client.
     pub(crate) sent: u64,
     /// Counted messages that were due by the end of an open loop.
@@ -130,9 +158,12 @@ impl Worker {
 
     async fn closed_loop(&mut self, following: &mut Following) -> Outcome<Sent> {
         let (share, deadline) = (self.plan.share(self.number), self.plan.deadline());
-        let mut sent = Sent::default();
+        let mut sent = Sent { producer: self.number, ..Sent::default() };
         let mut now = Instant::now();
         loop {
+            if sent.all.is_multiple_of(CLOCK_EVERY) && self.wait_for_room(&sent, following).await? {
+                now = Instant::now();
+            }
             if following.in_flight >= self.in_flight_max {
                 while following.in_flight >= self.in_flight_max {
                     following.one(&self.meter).await?;
@@ -154,6 +185,24 @@ impl Worker {
         }
     }
 
+    /// Waits while the backlog is full; acknowledgements are taken meanwhile. Whether it had to wait.
+    async fn wait_for_room(&mut self, sent: &Sent, following: &mut Following) -> Outcome<bool> {
+        let last = sent.all + CLOCK_EVERY - 1;
+        let Some(backlog) = self.backlog.as_mut().filter(|one| !one.has_room_for(last)) else {
+            return Ok(false);
+        };
+        let deadline = self.plan.deadline().unwrap_or_else(|| Instant::now() + NO_DEADLINE);
+        loop {
+            tokio::select! {
+                () = backlog.room_for(last) => return Ok(true),
+                Some(acked) = following.acks.next() => {
+                    following.acknowledged(acked, Instant::now(), &self.meter)?;
+                }
+                () = tokio::time::sleep_until(deadline.into()) => return Ok(true),
+            }
+        }
+    }
+
     async fn open_loop(&mut self, rate: f64, following: &mut Following) -> Outcome<Sent> {
         let schedule = Schedule::new(rate, self.number, self.workers);
         let pacer = Pacer::new().map_err(timer_failure)?;
@@ -165,7 +214,8 @@ impl Worker {
         };
         following.schedule = Some((schedule, warmup_end));
         let deadline = self.plan.deadline();
-        let mut sent = Sent { due: last.saturating_sub(warmup_end), ..Sent::default() };
+        let due = last.saturating_sub(warmup_end);
+        let mut sent = Sent { producer: self.number, due, ..Sent::default() };
         while sent.all < last {
             let now = Instant::now();
             if deadline.is_some_and(|deadline| now >= deadline + OVERTIME_MAX) {
@@ -207,16 +257,29 @@ impl Worker {
     ) -> Outcome {
         let mut payload = self.payloads.next();
         if let Some(stamp) = &self.stamp {
-            payload = stamp.put(intended, counted, &payload);
+            let number = Number { producer: self.number, sequence: n };
+            payload = stamp.put(intended, counted, number, &payload);
         }
         let bytes = payload.len() as u64;
-        let record = Record::new(payload);
+        let mut record = Record::new(payload);
+        if let Some(key) = key_of(&self.keys, n) {
+            record = record.key(key.clone());
+        }
         let ack = self.producer.enqueue(record).await.map_err(|error| publish_failure(&error))?;
         self.meter.sent.add(u64::from(counted));
         following.add(ack, n, now, if counted { bytes } else { 0 }, counted);
         Ok(())
     }
 }
+
+/// The key of message `n`: they take turns.
+fn key_of(keys: &[Bytes], n: u64) -> Option<&Bytes> {
+    let turn = n.checked_rem(keys.len() as u64)?;
+    keys.get(usize::try_from(turn).ok()?)
+}
+
+/// Longer than any test.
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 86_400);
 
 /// How long an open loop that fell behind may send after its end.
 const OVERTIME_MAX: Duration = Duration::from_secs(1);
@@ -325,6 +388,7 @@ impl Following {
         self.in_flight -= group.messages;
         match result {
             Ok(receipt) => {
+                meter.acked_all.add(group.messages);
                 meter.acked.add(group.counted);
                 meter.acked_bytes.add(group.counted_bytes);
                 if receipt.duplicate {

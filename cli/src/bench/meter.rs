@@ -136,13 +136,15 @@ impl Counter {
 pub(crate) struct Meter {
     /// Messages handed to the client after the warm-up.
     pub(crate) sent: Counter,
-    /// Messages acknowledged, of those.
+    /// Messages acknowledged, those of the warm-up included.
+    pub(crate) acked_all: Counter,
+    /// Messages acknowledged, of those sent after the warm-up.
     pub(crate) acked: Counter,
     /// Payload bytes acknowledged.
     pub(crate) acked_bytes: Counter,
     /// Acknowledged as duplicates, of the acknowledged.
     pub(crate) duplicates: Counter,
-    /// Messages delivered to consumers.
+    /// Messages delivered to consumers; of a queue, those whose acknowledgement is confirmed.
     pub(crate) received: Counter,
     /// Payload bytes delivered.
     pub(crate) received_bytes: Counter,
@@ -156,12 +158,15 @@ pub(crate) struct Meter {
     pub(crate) schedule_lag: Samples,
     /// From the intended send to the delivery.
     pub(crate) deliveries: Samples,
+    /// From the acknowledgement of a delivery to its confirmation.
+    pub(crate) settles: Samples,
 }
 
 impl Meter {
     pub(crate) fn new() -> Self {
         Self {
             sent: Counter::default(),
+            acked_all: Counter::default(),
             acked: Counter::default(),
             acked_bytes: Counter::default(),
             duplicates: Counter::default(),
@@ -172,6 +177,7 @@ impl Meter {
             service: Samples::new(),
             schedule_lag: Samples::new(),
             deliveries: Samples::new(),
+            settles: Samples::new(),
         }
     }
 }

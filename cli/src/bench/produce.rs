@@ -73,6 +73,7 @@ async fn produce(options: &ProduceOptions) -> Outcome {
 /// What all connections did together.
 pub(crate) fn total(sent: &[Sent]) -> Sent {
     sent.iter().fold(Sent::default(), |sum, one| Sent {
+        producer: 0,
         sent: sum.sent + one.sent,
         due: sum.due + one.due,
         all: sum.all + one.all,

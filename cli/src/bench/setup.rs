@@ -4,12 +4,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use postrider::{Client, NewTopic, Producer, Raw};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
 use super::args::{LoadOptions, ReportOptions, TargetOptions};
-use super::load::{Plan, Sent, Worker};
+use super::load::{Backlog, Plan, Sent, Worker};
 use super::meter::Meter;
 use super::payload::Payloads;
 use super::report::Intervals;
@@ -38,7 +39,11 @@ pub(crate) async fn topic(client: &Client, target: &TargetOptions) -> Outcome<u3
         Err(error) => return Err(failure(error)),
     }
     let described = admin.describe_topic(&target.topic).await.map_err(failure)?;
-    let partitions = described.config.partitions;
+    check_partitions(target, described.config.partitions)
+}
+
+/// The partitions that the topic has, if they are those that the flags name.
+pub(crate) fn check_partitions(target: &TargetOptions, partitions: u32) -> Outcome<u32> {
     match target.partitions {
         Some(wanted) if wanted != partitions => Err(Failure::failed(format!(
             "topic {:?} has {partitions} partitions and not {wanted}",
@@ -107,6 +112,19 @@ impl Publishers {
         stamp: Option<Stamp>,
         meter: &Arc<Meter>,
     ) -> JoinSet<Outcome<Sent>> {
+        self.spawn_with(load, plan, stamp, meter, &Arc::default(), |_| None)
+    }
+
+    /// Starts the workers, with keys for their messages and each with its bound on what waits.
+    pub(crate) fn spawn_with(
+        &self,
+        load: &LoadOptions,
+        plan: Plan,
+        stamp: Option<Stamp>,
+        meter: &Arc<Meter>,
+        keys: &Arc<[Bytes]>,
+        backlog: impl Fn(u32) -> Option<Backlog>,
+    ) -> JoinSet<Outcome<Sent>> {
         let mut workers = JoinSet::new();
         for (number, producer) in (0..).zip(&self.producers) {
             let worker = Worker {
@@ -115,6 +133,8 @@ impl Publishers {
                 producer: producer.clone(),
                 payloads: Payloads::new(load.payload, load.size, load.seed + u64::from(number)),
                 stamp,
+                keys: Arc::clone(keys),
+                backlog: backlog(number),
                 plan,
                 in_flight_max: load.in_flight.unwrap_or(u64::MAX),
                 meter: Arc::clone(meter),

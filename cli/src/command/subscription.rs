@@ -1,15 +1,19 @@
-//! `postrider subscription`: list, seek and remove the durable subscriptions of a topic.
+//! `postrider subscription`: create, list, seek and remove the durable subscriptions of a topic.
 
-use super::show;
+use postrider::{Admin, ErrorCode, NewSubscription, QueuePolicy};
+
+use super::{policy, show};
 use crate::args::SubscriptionCommand;
-use crate::connect::{admin_failure, block_on, close, connect};
-use crate::exit::Outcome;
+use crate::args::queue::SubscriptionCreate;
+use crate::connect::{admin_failure, block_on, close, connect, queue_failure};
+use crate::exit::{Failure, Outcome};
 use crate::output::{TableFormat, json_lines, note, print, table};
 use crate::start::resolve;
 
 /// Runs one verb.
 pub(crate) fn run(command: &SubscriptionCommand) -> Outcome {
     let options = match command {
+        SubscriptionCommand::Create(options) => &options.client,
         SubscriptionCommand::Ls { client, .. }
         | SubscriptionCommand::Seek { client, .. }
         | SubscriptionCommand::Rm { client, .. } => client,
@@ -18,6 +22,7 @@ pub(crate) fn run(command: &SubscriptionCommand) -> Outcome {
         let client = connect(options).await?;
         let admin = client.admin();
         let outcome = match command {
+            SubscriptionCommand::Create(options) => create(&admin, options).await,
             SubscriptionCommand::Ls { topic, output, .. } => ls(&admin, topic, *output).await,
             SubscriptionCommand::Seek { topic, name, to, .. } => {
                 seek(&admin, topic, name, *to).await
@@ -34,7 +39,34 @@ pub(crate) fn run(command: &SubscriptionCommand) -> Outcome {
     })
 }
 
-async fn ls(admin: &postrider::Admin, topic: &str, format: TableFormat) -> Outcome {
+async fn create(admin: &Admin, options: &SubscriptionCreate) -> Outcome {
+    if !options.queue && policy::is_named(&options.policy) {
+        return Err(Failure::usage("policy flags are for subscriptions in queue mode")
+            .next("add --queue, or leave them out"));
+    }
+    let start = resolve(options.from, admin, &options.topic).await?;
+    let mut subscription = NewSubscription::new(&options.topic, &options.name).from(start);
+    if options.queue {
+        let policy = policy::with_flags(QueuePolicy::default(), &options.policy)?;
+        subscription = subscription.queue(policy);
+    }
+    if options.if_not_exists {
+        subscription = subscription.if_not_exists();
+    }
+    let reply = admin.create_subscription(subscription).await.map_err(|error| {
+        let failure = queue_failure(&error, &options.topic);
+        match error.broker_error().map(|body| body.code) {
+            Some(ErrorCode::SubscriptionExists) => {
+                failure.next("use --if-not-exists if that is fine, or choose another name")
+            }
+            _ => failure,
+        }
+    })?;
+    note(if reply.created { "created" } else { "exists already" });
+    Ok(())
+}
+
+async fn ls(admin: &Admin, topic: &str, format: TableFormat) -> Outcome {
     let listed = admin.list_subscriptions(topic).await;
     let subscriptions = listed.map_err(|error| admin_failure(&error, topic))?;
     print(&match format {
@@ -43,12 +75,7 @@ async fn ls(admin: &postrider::Admin, topic: &str, format: TableFormat) -> Outco
     })
 }
 
-async fn seek(
-    admin: &postrider::Admin,
-    topic: &str,
-    name: &str,
-    to: crate::start::From,
-) -> Outcome {
+async fn seek(admin: &Admin, topic: &str, name: &str, to: crate::start::From) -> Outcome {
     let to = resolve(to, admin, topic).await?;
     let moved = admin.seek(topic, name, to).await;
     let positions = moved.map_err(|error| admin_failure(&error, topic))?;

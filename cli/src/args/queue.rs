@@ -1,0 +1,280 @@
+//! Owns the flags of `postrider queue`, of `subscription create` and of `work`. Runs nothing.
+
+use std::ffi::OsString;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use super::{ClientOptions, DurabilityName, Limit, MessageOutput, parse_limit_bytes};
+use crate::format::Template;
+use crate::output::TableFormat;
+use crate::start::From;
+use crate::units::{parse_duration, parse_duration_with_unit, parse_positive};
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum QueueCommand {
+    /// Create a queue: each message goes to one consumer and is kept until it is acknowledged
+    Create(QueueCreate),
+    /// Change how a queue hands out messages
+    Alter(QueueAlter),
+    /// List the queues with their counts
+    #[command(visible_alias = "list")]
+    Ls(QueueLs),
+    /// Show a queue's counts, settings, partitions and consumers
+    #[command(visible_alias = "describe")]
+    Show(QueueShow),
+    /// Tell what keeps one message: who holds it, until when, or why it waits
+    Why(QueueWhy),
+    /// Print messages that are not settled, without taking them
+    Peek(QueuePeek),
+    /// Remove every message that is not settled
+    Purge(QueueAt),
+    /// Stop handing out messages; publishing goes on
+    Pause(QueueAt),
+    /// Hand out messages again
+    Resume(QueueAt),
+    /// Remove queues and their messages; with --subscription, that subscription alone
+    #[command(visible_alias = "delete")]
+    Rm(QueueRm),
+}
+
+/// How messages are handed out. What is not named keeps its default, or its present value.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct PolicyFlags {
+    /// Dead-letter a message that has failed so often [default: 16]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_failures: Option<u32>,
+    /// The topic for dead letters, created when the first one comes [default: the name and `.dead`]
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) dead_letter: Option<String>,
+    /// How long a message belongs to its consumer unless that renews [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_with_unit)]
+    pub(crate) lease: Option<Duration>,
+    /// How long it may belong to its consumer with renewals [default: 12h]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_with_unit)]
+    pub(crate) lease_max: Option<Duration>,
+    /// The wait after a first failure; it doubles with each further one [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_with_unit)]
+    pub(crate) backoff_min: Option<Duration>,
+    /// The longest wait after a failure [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_with_unit)]
+    pub(crate) backoff_max: Option<Duration>,
+    /// Messages per partition that may be handed out and not settled [default: 20000]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) unsettled_max: Option<u32>,
+    /// Messages of one key go out in order, one at a time
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) key_order: Option<bool>,
+    /// One consumer at a time gets messages of a partition
+    #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) single_active: Option<bool>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueCreate {
+    /// The queue's name
+    pub(crate) name: String,
+    /// Number of partitions
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) partitions: u32,
+    /// What an acknowledged message has reached
+    #[arg(long, value_enum, default_value = "fsync")]
+    pub(crate) durability: DurabilityName,
+    /// Refuse messages above so many bytes; `unlimited` leaves it to the broker's limit
+    #[arg(long, value_name = "BYTES", value_parser = parse_limit_bytes)]
+    pub(crate) message_bytes_max: Option<Limit>,
+    #[command(flatten)]
+    pub(crate) policy: PolicyFlags,
+    /// Succeed if the queue is there already
+    #[arg(long)]
+    pub(crate) if_not_exists: bool,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+/// Which queue: the topic's own subscription, or another queue-mode subscription of a topic.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct QueueName {
+    /// The queue's name; with --subscription, the topic's name
+    #[arg(value_name = "QUEUE")]
+    pub(crate) name: String,
+    /// A queue-mode subscription of the topic [default: the queue's own]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueAt {
+    #[command(flatten)]
+    pub(crate) queue: QueueName,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueAlter {
+    #[command(flatten)]
+    pub(crate) queue: QueueName,
+    #[command(flatten)]
+    pub(crate) policy: PolicyFlags,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueLs {
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: TableFormat,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueShow {
+    #[command(flatten)]
+    pub(crate) queue: QueueName,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: TableFormat,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueWhy {
+    /// The queue, and the partition unless it has only one
+    #[arg(value_name = "QUEUE[:PARTITION]", value_parser = Place::parse)]
+    pub(crate) place: Place,
+    /// The message's offset
+    pub(crate) offset: u64,
+    /// A queue-mode subscription of the topic [default: the queue's own]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
+    /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: TableFormat,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+/// A topic, and perhaps a partition: `orders:3`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) topic: String,
+    pub(crate) partition: Option<u32>,
+}
+
+impl Place {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some((topic, partition)) = text.rsplit_once(':') else {
+            return Ok(Self { topic: text.to_owned(), partition: None });
+        };
+        match partition.parse() {
+            Ok(partition) => Ok(Self { topic: topic.to_owned(), partition: Some(partition) }),
+            Err(_) => Err(format!("{partition:?} is no partition: use for example orders:3")),
+        }
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueuePeek {
+    #[command(flatten)]
+    pub(crate) queue: QueueName,
+    /// Stop after so many messages
+    #[arg(short = 'n', long = "count", value_name = "N", default_value = "10", value_parser = parse_positive)]
+    pub(crate) count: u64,
+    /// Read this partition; repeat for more [default: all]
+    #[arg(short, long = "partition", value_name = "N")]
+    pub(crate) partitions: Vec<u32>,
+    /// How each message is printed
+    #[arg(short, long, value_enum, default_value = "raw")]
+    pub(crate) output: MessageOutput,
+    /// Print each message by a format string, as in `sub`
+    #[arg(short, long, value_name = "FORMAT", conflicts_with = "output", value_parser = Template::parse)]
+    pub(crate) format: Option<Template>,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueRm {
+    /// The queues' names
+    #[arg(required = true)]
+    pub(crate) names: Vec<String>,
+    /// Remove this queue-mode subscription of the topic, and nothing else
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
+    /// Succeed if a queue is not there
+    #[arg(long)]
+    pub(crate) if_exists: bool,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SubscriptionCreate {
+    /// The topic's name
+    pub(crate) topic: String,
+    /// The subscription's name
+    pub(crate) name: String,
+    /// Where it begins: earliest, latest, -N (the last N of each partition), an offset, a time, or an age
+    #[arg(long, value_name = "POSITION", default_value = "earliest", allow_hyphen_values = true)]
+    pub(crate) from: From,
+    /// Queue mode: each message goes to one consumer and is settled on its own
+    #[arg(long)]
+    pub(crate) queue: bool,
+    #[command(flatten)]
+    pub(crate) policy: PolicyFlags,
+    /// Succeed if the subscription is there already
+    #[arg(long)]
+    pub(crate) if_not_exists: bool,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct WorkOptions {
+    #[command(flatten)]
+    pub(crate) queue: QueueName,
+    /// Run so many commands at once
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) concurrency: u32,
+    /// Hold so many messages, those at work included [default: as many as --concurrency]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prefetch: Option<u32>,
+    /// Stop after so many messages
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = parse_positive)]
+    pub(crate) count: Option<u64>,
+    /// Stop when the queue is empty: nothing is ready, at work or waiting for a retry
+    #[arg(short, long)]
+    pub(crate) exit_when_empty: bool,
+    /// Work on this partition; repeat for more [default: all]
+    #[arg(short, long = "partition", value_name = "N")]
+    pub(crate) partitions: Vec<u32>,
+    /// What `queue show` calls this consumer [default: host and process id]
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) consumer_name: Option<String>,
+    /// After a signal, kill commands that run longer than so, and give their messages back
+    #[arg(long, value_name = "DURATION", default_value = "25s", value_parser = parse_duration)]
+    pub(crate) grace: Duration,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub(crate) command: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_may_name_a_partition() {
+        let place = |topic: &str, partition| Ok(Place { topic: topic.to_owned(), partition });
+        assert_eq!(Place::parse("orders"), place("orders", None));
+        assert_eq!(Place::parse("orders:3"), place("orders", Some(3)));
+        assert!(Place::parse("orders:x").is_err());
+        assert!(Place::parse("orders:").is_err());
+    }
+}
