@@ -1,76 +1,13 @@
 //! Each verb of the command line against a real broker: what it prints, how it ends, what its errors say.
 
 use std::io::{BufRead, BufReader, Write};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, ensure};
-use postrider_tests::process::{BrokerCommand, RunningBroker, wait_until};
+use postrider_tests::process::wait_until;
 
-use crate::{broker, text_of};
-
-/// How a command ended.
-struct Ended {
-    code: Option<i32>,
-    out: String,
-    err: String,
-}
-
-fn run_with(mut command: Command, input: &[u8]) -> Result<Ended> {
-    let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn()?;
-    let mut stdin = child.stdin.take().context("stdin is piped")?;
-    // A command that reads nothing may have ended already.
-    drop(stdin.write_all(input));
-    drop(stdin);
-    let output = child.wait_with_output()?;
-    let (out, err) = (text_of(&output.stdout), text_of(&output.stderr));
-    Ok(Ended { code: output.status.code(), out, err })
-}
-
-struct Shell {
-    _dir: tempfile::TempDir,
-    command: BrokerCommand,
-    broker: Option<RunningBroker>,
-}
-
-impl Shell {
-    fn start() -> Result<Self> {
-        let dir = tempfile::tempdir()?;
-        let command = broker(dir.path())?;
-        let broker = Some(command.start()?);
-        Ok(Self { _dir: dir, command, broker })
-    }
-
-    /// Runs a command; the words are split at spaces.
-    fn ended(&self, line: &str, input: &[u8]) -> Result<Ended> {
-        let words: Vec<&str> = line.split(' ').collect();
-        run_with(self.command.client(&words), input)
-    }
-
-    /// What a command prints that must succeed.
-    fn prints(&self, line: &str) -> Result<String> {
-        self.prints_for(line, b"")
-    }
-
-    fn prints_for(&self, line: &str, input: &[u8]) -> Result<String> {
-        let ended = self.ended(line, input)?;
-        ensure!(ended.code == Some(0), "{line}: {:?}\n{}", ended.code, ended.err);
-        Ok(ended.out)
-    }
-
-    /// What a command says that must fail so.
-    fn fails(&self, code: i32, line: &str) -> Result<String> {
-        let ended = self.ended(line, b"input\n")?;
-        ensure!(ended.code == Some(code), "{line}: {:?}\n{}", ended.code, ended.err);
-        Ok(ended.err)
-    }
-
-    fn restart_by_kill(&mut self) -> Result<()> {
-        self.broker.take().context("a broker runs")?.kill()?;
-        self.broker = Some(self.command.start()?);
-        Ok(())
-    }
-}
+use crate::shell::Shell;
+use crate::text_of;
 
 #[test]
 fn topics_are_created_listed_changed_and_removed() -> Result<()> {

@@ -7,7 +7,9 @@ mod client;
 mod command_line;
 mod hostile;
 mod life;
+mod queue;
 mod round_trip;
+mod shell;
 
 use std::path::Path;
 
