@@ -288,8 +288,14 @@ impl Dispatcher {
         if !self.idle || !self.has_work(committed.end) {
             return None;
         }
+        let mut only = None;
+        if self.policy.single_active {
+            // One that is away cannot be woken: the wake is kept until it is back, or followed.
+            only = self.members.active().filter(|active| self.members.is_connected(*active));
+            only?;
+        }
         self.idle = false;
-        Some(if self.policy.single_active { self.members.active() } else { None })
+        Some(only)
     }
 
     /// Takes in what was read ahead from `from` to `next`. Without effect if somebody else was faster.
