@@ -1,0 +1,58 @@
+//! Owns scenarios of the broker's own producer sessions, in which dead letters are published.
+
+use postrider_core::limits::SESSION_IDLE_MS;
+use postrider_protocol::error::ErrorCode;
+use postrider_protocol::message::Outcome;
+use postrider_protocol::types::ProducerId;
+
+use crate::stage::{Stage, policy};
+
+const CLIENT: ProducerId = ProducerId(7);
+
+#[test]
+fn a_client_cannot_publish_in_a_session_of_the_brokers_own() {
+    let mut stage = Stage::new(policy());
+    for hash in [0, 1 << 40, u64::MAX] {
+        let head = stage.head(ProducerId::internal(hash), 0);
+        let outcome = stage.publish_head(&head, false);
+        let Outcome::Rejected { error } = outcome else { panic!("{outcome:?}") };
+        assert_eq!(error.code, ErrorCode::UnknownProducer);
+    }
+    assert!(stage.partition.state().producers().is_empty());
+}
+
+#[test]
+fn a_letter_that_is_published_twice_is_stored_once_also_when_sequences_have_holes() {
+    let mut stage = Stage::new(policy());
+    let own = ProducerId::internal(42);
+    for sequence in [0, 5, 6] {
+        let head = stage.head(own, sequence);
+        let first = stage.publish_head(&head, true);
+        assert!(matches!(first, Outcome::Committed { .. }), "{first:?}");
+        let again = stage.publish_head(&head, true);
+        assert!(matches!(again, Outcome::Duplicate { .. }), "{again:?}");
+    }
+    stage.change_leader();
+    let head = stage.head(own, 6);
+    let again = stage.publish_head(&head, true);
+    assert!(matches!(again, Outcome::Duplicate { .. }), "{again:?}");
+}
+
+#[test]
+fn a_session_of_the_brokers_own_never_expires() {
+    let mut stage = Stage::new(policy());
+    let own = ProducerId::internal(42);
+    for producer in [own, CLIENT] {
+        let head = stage.head(producer, 0);
+        stage.publish_head(&head, producer == own);
+    }
+    stage.wait(100 * SESSION_IDLE_MS);
+    let pending = stage.partition.expire_sessions(stage.now).unwrap();
+    stage.follow(postrider_core::partition::Decision::Append(pending));
+    assert!(stage.partition.expire_sessions(stage.now).is_none());
+    let producers = stage.partition.state().producers();
+    assert!(producers.session(CLIENT).is_none() && producers.session(own).is_some());
+    let head = stage.head(own, 0);
+    let again = stage.publish_head(&head, true);
+    assert!(matches!(again, Outcome::Duplicate { .. }), "{again:?}");
+}
