@@ -70,6 +70,10 @@ impl Dispatcher {
             for (offset, held) in named {
                 match held.state {
                     HeldState::Leased => {}
+                    // Somebody else gets messages now.
+                    HeldState::Waiting if self.policy.single_active && !self.members.claim(key) => {
+                        continue;
+                    }
                     HeldState::Waiting => {
                         self.unindex(offset, &held);
                         self.lease_again(now_ms, key, offset, held);
