@@ -110,6 +110,11 @@ impl Leader {
         self.owners.get(&subscription).is_some_and(|owner| !owner.outbox.is_closed())
     }
 
+    /// Whether subscriptions of the topic could not be created here so far.
+    pub(crate) fn lacks_subscriptions(&self) -> bool {
+        !self.core.required().is_empty()
+    }
+
     /// Creates what the topic's subscriptions say and the partition lacks; removes the others.
     pub(crate) fn reconcile(
         &mut self,

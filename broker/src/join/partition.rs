@@ -253,10 +253,11 @@ impl PartitionHandle {
         leader
     }
 
-    /// Has the leader agree with the topic's subscriptions, if these were changed.
+    /// Has the leader agree with the topic's subscriptions, if these were changed, or some are not there yet:
+    /// a full disk refuses them, and nobody else asks again.
     fn follow_subscriptions(&self, leader: &mut Leader, turn: &mut Turn<'_>) {
         let version = self.rules.subscriptions_version.load(Ordering::Acquire);
-        if leader.subscriptions_version != version {
+        if leader.subscriptions_version != version || leader.lacks_subscriptions() {
             self.reconcile(leader, turn);
         }
     }

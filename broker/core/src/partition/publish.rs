@@ -16,10 +16,8 @@ use super::leader::Partition;
 use super::producers::{DataChange, sequence_low};
 use super::sessions::{Found, Objection, Piece, Standing};
 use super::state::Change;
+use super::subscribe::taking_over;
 use crate::now::Now;
-
-/// How long a producer waits before it asks again for what a subscription holds up.
-const RETRY_AFTER_MS: u32 = 20;
 
 /// Where a publish came from and where its confirm goes.
 struct Source<R> {
@@ -139,9 +137,7 @@ impl<R: Clone> Partition<R> {
 
     fn check_appendable(&self, opens_session: bool) -> Result<(), ErrorBody> {
         if !self.required.is_empty() {
-            let text = "the partition is still taking over the topic's subscriptions; retry";
-            let error = ErrorBody::new(ErrorCode::Throttled, text);
-            return Err(error.with_retry_after_ms(RETRY_AFTER_MS));
+            return Err(taking_over());
         }
         let sessions = self.sessions.count(self.state.producers());
         if opens_session && sessions >= self.limits.sessions_max {

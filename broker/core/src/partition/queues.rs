@@ -579,7 +579,7 @@ impl<R: Clone> Partition<R> {
         if self.failed {
             return Err(storage_failed());
         }
-        let state = self.tail_subscriptions.get(id).ok_or_else(unknown_queue)?;
+        let state = self.tail_subscriptions.get(id).ok_or_else(|| self.lacking(id))?;
         if state.mode != SubscriptionMode::Queue {
             return Err(ErrorBody::new(
                 ErrorCode::WrongSubscriptionMode,

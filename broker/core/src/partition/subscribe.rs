@@ -15,6 +15,9 @@ use super::state::Change;
 use super::subscriptions::SubscriptionState;
 use crate::now::Now;
 
+/// How long whoever is held up by a missing subscription waits before it asks again.
+const RETRY_AFTER_MS: u32 = 20;
+
 /// An acknowledgement of everything below an offset.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct AckUpTo {
@@ -195,12 +198,18 @@ impl<R: Clone> Partition<R> {
         if self.failed {
             return Err(storage_failed());
         }
-        self.tail_subscriptions.get(subscription).ok_or_else(|| {
-            ErrorBody::new(
-                ErrorCode::UnknownSubscription,
-                "there is no such subscription on this partition; it was deleted, or never created",
-            )
-        })
+        self.tail_subscriptions.get(subscription).ok_or_else(|| self.lacking(subscription))
+    }
+
+    /// Why a subscription is not here: perhaps it is only late, as when the disk was full.
+    pub(super) fn lacking(&self, subscription: SubscriptionId) -> ErrorBody {
+        if self.required.contains(&subscription) {
+            return taking_over();
+        }
+        ErrorBody::new(
+            ErrorCode::UnknownSubscription,
+            "there is no such subscription on this partition; it was deleted, or never created",
+        )
     }
 
     /// A state entry behind what waits to be settled: that was accepted before it.
@@ -233,4 +242,10 @@ fn wrong_mode() -> ErrorBody {
 fn refuse<R>(route: R, error: ErrorBody, effects: &mut Vec<Effect<R>>) -> Decision<R> {
     effects.push(Effect::Refused { route, error });
     Decision::Done
+}
+
+/// Subscriptions of the topic are not on the partition yet.
+pub(super) fn taking_over() -> ErrorBody {
+    let text = "the partition is still taking over the topic's subscriptions; retry";
+    ErrorBody::new(ErrorCode::Throttled, text).with_retry_after_ms(RETRY_AFTER_MS)
 }
