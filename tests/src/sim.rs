@@ -10,13 +10,21 @@
 //! A seed replays bit for bit: the same seed gives the same trace and the same trace hash.
 
 mod client;
+mod consumer;
+mod copyist;
+mod letters;
 mod network;
 mod oracle;
+mod queue_oracle;
+mod queue_tamper;
+mod queues;
 mod reader;
 mod server;
 mod tamper;
+mod tap;
 mod trace;
 mod world;
 
+pub use queue_oracle::QueueFigures;
 pub use tamper::Planted;
-pub use world::{Figures, Report, run};
+pub use world::{Cast, Figures, Report, run};

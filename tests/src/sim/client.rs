@@ -14,12 +14,17 @@ use postrider::core::link::{Answer, LinkFault, Repeat};
 use postrider::core::producer::{Enqueue, ProducerOptions, TopicFacts};
 use postrider::core::{Engine, EngineOptions, ProducerKey, Transmit};
 use postrider_protocol::error::ErrorBody;
-use postrider_protocol::message::{CreateTopic, TopicConfig};
+use postrider_protocol::message::{CreateTopic, DescribeQueueReply, Message, TopicConfig};
 use postrider_protocol::types::{Compression, PartitionId, TimestampMs};
 use postrider_storage::disk_sim::SimRandom;
 
+use super::consumer::{WorkPlan, Worker};
+use super::copyist::Copyist;
+use super::letters::{LetterReader, dead_name};
 use super::network::Connection;
 use super::oracle::Oracle;
+use super::queue_oracle::{Queue, QueueOracle};
+use super::queues::{Making, question};
 use super::reader::{Durable, Plan, Reader, topic_name};
 use super::tamper::Planted;
 
@@ -35,6 +40,8 @@ pub(crate) struct Load {
 struct Publisher {
     topic: usize,
     partitions: u32,
+    /// Its messages have keys and headers.
+    keyed: bool,
     key: ProducerKey,
     /// Rises with every producer opened in the run.
     number: u64,
@@ -53,7 +60,18 @@ pub(crate) struct Client {
     pub(crate) reconnect_at: Duration,
     publishers: Vec<Publisher>,
     pub(crate) readers: Vec<Reader>,
+    pub(crate) workers: Vec<Worker>,
+    pub(crate) letters: Vec<LetterReader>,
+    copyist: Option<Copyist>,
     creating: Vec<Pending<Answer>>,
+    /// What is asked about queues, by their numbers, and the last answers.
+    asking: BTreeMap<usize, Pending<Answer>>,
+    pub(crate) described: BTreeMap<usize, DescribeQueueReply>,
+}
+
+/// The key of a message of a keyed producer, which stands in its value.
+pub(crate) fn key_of(value: &[u8]) -> Option<Bytes> {
+    value.get(8).filter(|key| **key > 0).map(|key| Bytes::copy_from_slice(&[*key]))
 }
 
 impl Client {
@@ -70,15 +88,112 @@ impl Client {
             reconnect_at: Duration::ZERO,
             publishers: Vec::new(),
             readers: Vec::new(),
+            workers: Vec::new(),
+            letters: Vec::new(),
+            copyist: None,
             creating: Vec::new(),
+            asking: BTreeMap::new(),
+            described: BTreeMap::new(),
         }
     }
 
     pub(crate) fn create_topic(&mut self, now: Duration, topic: usize, config: TopicConfig) {
-        let request = CreateTopic { name: topic_name(topic), config, if_not_exists: true };
+        self.create(now, &CreateTopic { name: topic_name(topic), config, if_not_exists: true });
+    }
+
+    pub(crate) fn create_queue(&mut self, now: Duration, making: &Making) {
+        match making {
+            Making::Queue(request) => self.create(now, request),
+            Making::Subscription(request) => self.create(now, request),
+        }
+    }
+
+    fn create(&mut self, now: Duration, request: &impl Message) {
         let (done, pending) = promise();
-        self.engine.ask(&request, Repeat::Safe, now + Duration::from_secs(600), done);
+        self.engine.ask(request, Repeat::Safe, now + Duration::from_secs(600), done);
         self.creating.push(pending);
+    }
+
+    pub(crate) fn consume(
+        &mut self,
+        who: String,
+        plan: WorkPlan,
+        queue: &Queue,
+        now: Duration,
+        dice: &mut SimRandom,
+    ) {
+        self.workers.push(Worker::open(who, plan, queue, &mut self.engine, now, dice));
+    }
+
+    pub(crate) fn read_letters(&mut self, topic: usize, now: Duration) {
+        self.letters.push(LetterReader::open(topic, &mut self.engine, now));
+    }
+
+    /// Publishes a letter of those that were read once more. Whether there is one.
+    pub(crate) fn copy_letter(&mut self, now: Duration) -> bool {
+        let mut topics = self.letters.iter().zip(0..);
+        let found = topics.find_map(|(letters, topic)| Some((topic, letters.first.clone()?)));
+        if let Some((topic, record)) = found {
+            self.letters.clear();
+            self.copyist = Some(Copyist::open(dead_name(topic), record, &mut self.engine, now));
+        }
+        self.copyist.is_some()
+    }
+
+    /// Whether the copy of a letter is published.
+    pub(crate) fn letter_copied(&mut self, now: Duration, wall: TimestampMs) -> bool {
+        self.copyist.as_mut().is_none_or(|copyist| copyist.run(&mut self.engine, now, wall))
+    }
+
+    /// Asks how a queue is, unless that is asked already.
+    pub(crate) fn describe_queue(&mut self, now: Duration, number: usize, queue: &Queue) {
+        if !self.asking.contains_key(&number) {
+            let (done, pending) = promise();
+            let deadline = now + Duration::from_secs(600);
+            self.engine.ask(&question(queue), Repeat::Safe, deadline, done);
+            self.asking.insert(number, pending);
+        }
+    }
+
+    /// One millisecond of the consumers and of what is asked about queues. Tells the plans of those that left.
+    pub(crate) fn work(
+        &mut self,
+        now: Duration,
+        oracle: &mut Oracle,
+        queues: &mut QueueOracle,
+        draining: bool,
+        dice: &mut SimRandom,
+    ) -> Vec<WorkPlan> {
+        let mut left = Vec::new();
+        let engine = &mut self.engine;
+        self.workers.retain_mut(|worker| {
+            let stays = worker.run(engine, now, oracle, queues, draining, dice);
+            if !stays {
+                left.push(worker.plan.clone());
+            }
+            stays
+        });
+        for letters in &mut self.letters {
+            letters.run(engine, oracle);
+        }
+        let described = &mut self.described;
+        self.asking.retain(|number, pending| match pending.try_take() {
+            None => true,
+            Some(Ok(body)) => {
+                match DescribeQueueReply::decode(body) {
+                    Ok(reply) => {
+                        described.insert(*number, reply);
+                    }
+                    Err(why) => oracle.violate(format!("no description: {why}")),
+                }
+                false
+            }
+            Some(Err(why)) => {
+                oracle.violate(format!("a queue is not described: {why:?}"));
+                false
+            }
+        });
+        left
     }
 
     /// Whether every topic that was asked for is there.
@@ -100,6 +215,7 @@ impl Client {
         topic: usize,
         partitions: u32,
         number: u64,
+        keyed: bool,
         dice: &mut SimRandom,
     ) {
         let codecs = [Compression::None, Compression::None, Compression::Lz4, Compression::Zstd];
@@ -115,7 +231,8 @@ impl Client {
         let deadline = now + Duration::from_secs(600);
         let key = self.engine.open_producer(topic_name(topic), options, deadline, opened);
         let (open, ready, waiting) = (Some(open), false, Vec::new());
-        self.publishers.push(Publisher { topic, partitions, key, number, open, ready, waiting });
+        let publisher = Publisher { topic, partitions, keyed, key, number, open, ready, waiting };
+        self.publishers.push(publisher);
     }
 
     pub(crate) fn read(&mut self, who: String, plan: Plan, now: Duration) {
@@ -238,7 +355,9 @@ impl Client {
     pub(crate) fn describe(&self) -> String {
         let waiting: Vec<usize> = self.publishers.iter().map(|one| one.waiting.len()).collect();
         let readers: Vec<String> = self.readers.iter().map(Reader::describe).collect();
-        format!("{}: link {:?}, unanswered {waiting:?}, {readers:?}", self.name, self.link)
+        let workers: Vec<String> = self.workers.iter().map(Worker::describe).collect();
+        let (name, link) = (&self.name, self.link);
+        format!("{name}: link {link:?}, unanswered {waiting:?}, {readers:?} {workers:?}")
     }
 }
 
@@ -265,15 +384,22 @@ impl Publisher {
     ) {
         let partition = u32::try_from(dice.below(u64::from(self.partitions))).expect("few");
         let mut value = oracle.next_number().to_le_bytes().to_vec();
+        if self.keyed {
+            value.push(u8::try_from(dice.below(6)).expect("few"));
+        }
+        let own_header = self
+            .keyed
+            .then(|| (Bytes::from_static(b"n"), Some(Bytes::copy_from_slice(&value[..8]))));
+        let key = if self.keyed { key_of(&value) } else { None };
         let fill = dice.next_u64();
         let len = dice.below(load.bytes_max);
         value
             .extend((0..len).map(|at| fill.to_le_bytes()[usize::try_from(at % 8).expect("small")]));
         let message = MessageParts {
             partition: Some(PartitionId(partition)),
-            key: None,
+            key: key.as_deref(),
             value: Some(&value),
-            headers: &[],
+            headers: own_header.as_slice(),
             timestamp: None,
         };
         match engine.enqueue(self.key, || (now, wall), &message, None) {

@@ -152,6 +152,12 @@ impl Oracle {
         wrong.into_iter().for_each(|what| self.violate(what));
     }
 
+    /// The offsets of a partition that hold messages, as far as anybody was told.
+    pub(crate) fn stored(&self, place: Place) -> Vec<u64> {
+        let of = self.offsets.range((place, 0)..=(place, u64::MAX));
+        of.map(|((_, offset), _)| *offset).collect()
+    }
+
     /// Messages sent, and messages told to be stored.
     pub(crate) fn counts(&self) -> (u64, u64) {
         let stored = self.messages.iter().filter(|message| message.told == Told::Stored).count();

@@ -10,12 +10,14 @@ use postrider_broker::join::{
     Broker, BrokerOptions, Readiness, Session, Transmit, TransmitState, Wake,
 };
 use postrider_core::Now;
-use postrider_protocol::frame::{FrameDecoder, connection_error};
+use postrider_protocol::frame::{Frame, FrameDecoder, connection_error};
 use postrider_storage::disk_sim::{CrashKind, SimRandom};
 use postrider_storage::{Disk, SimDisk, StoreOptions};
 
 use super::network::Connection;
+use super::queue_tamper::QueueTamper;
 use super::tamper::{LyingDisk, Planted, tamper_frames};
+use super::tap::{Tap, frames};
 
 #[derive(Default)]
 struct Bell(AtomicBool);
@@ -45,6 +47,9 @@ pub(crate) struct Server {
     broker: Option<Broker>,
     served: BTreeMap<u64, Served>,
     planted: Option<Planted>,
+    /// What passes, in a run with queues.
+    pub(crate) tap: Option<Tap>,
+    queue_tamper: Option<QueueTamper>,
 }
 
 /// Small sizes, so that rolls, checkpoints and recycling happen within a run.
@@ -74,7 +79,8 @@ fn options() -> BrokerOptions {
 
 impl Server {
     pub(crate) fn new(disk: SimDisk, planted: Option<Planted>) -> Self {
-        Self { disk, broker: None, served: BTreeMap::new(), planted }
+        let queue_tamper = planted.and_then(QueueTamper::new);
+        Self { disk, broker: None, served: BTreeMap::new(), planted, tap: None, queue_tamper }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -137,6 +143,12 @@ impl Server {
             }
         }
         self.served.clear();
+        if let Some(tap) = &mut self.tap {
+            tap.restarted();
+        }
+        if let Some(tamper) = &mut self.queue_tamper {
+            tamper.restarted();
+        }
         self.broker = None;
         self.disk = self.disk.reopen();
     }
@@ -189,13 +201,19 @@ impl Server {
         delay_max_ms: u64,
     ) {
         let planted = self.planted;
+        let (tap, tamper) = (&mut self.tap, &mut self.queue_tamper);
+        tap.iter_mut().for_each(|tap| tap.oracle.tell_time(now));
         self.served.retain(|id, served| {
-            let Some(connection) = network.get_mut(id) else { return false };
-            if connection.server_end.is_some_and(|at| at <= now.monotonic) {
+            let connection = network.get_mut(id);
+            let connection = connection
+                .filter(|connection| connection.server_end.is_none_or(|at| at > now.monotonic));
+            let Some(connection) = connection else {
+                tap.iter_mut().for_each(|tap| tap.disconnected(now, *id));
                 return false;
-            }
-            served.receive(now, connection);
-            served.transmit(now, planted, dice);
+            };
+            let mut ears = Ears { link: *id, tap: tap.as_mut(), tamper: tamper.as_mut() };
+            served.receive(now, connection, &mut ears);
+            served.transmit(now, planted, dice, &mut ears);
             let room = connection.to_client.room().min(served.output.len());
             if room > 0 {
                 let sent = served.output.split_to(room);
@@ -206,6 +224,7 @@ impl Server {
             if served.ended && served.output.is_empty() {
                 let arrives = connection.to_client_arrives(now.monotonic);
                 connection.client_end = connection.client_end.or(Some(arrives));
+                tap.iter_mut().for_each(|tap| tap.disconnected(now, *id));
                 return false;
             }
             true
@@ -213,8 +232,43 @@ impl Server {
     }
 }
 
+/// Who listens to a connection, or changes what passes.
+struct Ears<'a> {
+    link: u64,
+    tap: Option<&'a mut Tap>,
+    tamper: Option<&'a mut QueueTamper>,
+}
+
+impl Ears<'_> {
+    /// What the session is to get of a frame.
+    fn received(&mut self, now: Now, frame: Frame) -> Vec<Frame> {
+        let Some(tap) = &mut self.tap else { return vec![frame] };
+        tap.received(now, self.link, &frame);
+        match &mut self.tamper {
+            Some(tamper) => tamper.received(tap, self.link, frame),
+            None => vec![frame],
+        }
+    }
+
+    /// What the client is to get of a session's bytes.
+    fn sent(&mut self, now: Now, bytes: Bytes, dice: &mut SimRandom) -> Bytes {
+        let Some(tap) = &mut self.tap else { return bytes };
+        let mut sent = frames(&mut BytesMut::from(&bytes[..]));
+        if let Some(tamper) = &mut self.tamper {
+            sent = tamper.sent(tap, self.link, sent, dice);
+        }
+        let mut changed = BytesMut::with_capacity(bytes.len());
+        for frame in &sent {
+            tap.sent(now, self.link, frame);
+            changed.extend_from_slice(&frame.header.encode());
+            changed.extend_from_slice(&frame.body);
+        }
+        changed.freeze()
+    }
+}
+
 impl Served {
-    fn receive(&mut self, now: Now, connection: &mut Connection) {
+    fn receive(&mut self, now: Now, connection: &mut Connection, ears: &mut Ears<'_>) {
         let Some(session) = &self.session else { return };
         if self.ended || !self.output.is_empty() || !session.may_receive() {
             return;
@@ -226,10 +280,12 @@ impl Served {
             match self.decoder.decode(&mut self.input) {
                 Ok(Some(frame)) => {
                     self.pending = true;
-                    if let Err(end) = session.receive(now, frame) {
-                        self.output = end.into_frame();
-                        self.ended = true;
-                        return;
+                    for frame in ears.received(now, frame) {
+                        if let Err(end) = session.receive(now, frame) {
+                            self.output = end.into_frame();
+                            self.ended = true;
+                            return;
+                        }
                     }
                 }
                 Ok(None) => return,
@@ -241,7 +297,13 @@ impl Served {
         }
     }
 
-    fn transmit(&mut self, now: Now, planted: Option<Planted>, dice: &mut SimRandom) {
+    fn transmit(
+        &mut self,
+        now: Now,
+        planted: Option<Planted>,
+        dice: &mut SimRandom,
+        ears: &mut Ears<'_>,
+    ) {
         let Some(session) = &self.session else { return };
         self.pending |= self.bell.0.swap(false, Ordering::Relaxed);
         if self.ended || !self.pending || !self.output.is_empty() {
@@ -264,5 +326,6 @@ impl Served {
             Some(planted) => tamper_frames(bytes, planted, dice),
             None => bytes.freeze(),
         };
+        self.output = ears.sent(now, std::mem::take(&mut self.output), dice);
     }
 }

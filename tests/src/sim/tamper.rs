@@ -36,11 +36,36 @@ pub enum Planted {
     ByteChanged,
     /// The application is told that an ack is stored before anybody has asked for it.
     AckLost,
+    /// An ack of a queue is confirmed before its entry is stored.
+    SettledEarly,
+    /// An ack of a queue is confirmed and never stored.
+    SettledNever,
+    /// A message that failed goes out again before the failure is stored.
+    FailureNotStored,
+    /// A dead letter is published once more after a restart.
+    LetterTwice,
+    /// A message that somebody has is handed out to somebody else.
+    LeasedTwice,
+    /// A restart makes all failures undone.
+    FailuresForgotten,
+    /// The last message of a hand-out is handed out beyond the credit.
+    CreditIgnored,
 }
 
 impl Planted {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
+    /// Those that a run with queues must find.
+    pub const QUEUES: [Self; 7] = [
+        Self::SettledEarly,
+        Self::SettledNever,
+        Self::FailureNotStored,
+        Self::LetterTwice,
+        Self::LeasedTwice,
+        Self::FailuresForgotten,
+        Self::CreditIgnored,
+    ];
+
+    /// Those that a run with streams must find.
+    pub const STREAMS: [Self; 9] = [
         Self::ConfirmDropped,
         Self::ConfirmMoved,
         Self::StoredToldRejected,

@@ -17,9 +17,12 @@ use postrider_storage::disk_sim::{CrashKind, FaultPlan, SimRandom};
 use super::client::{Client, Load};
 use super::network::Connection;
 use super::oracle::{Oracle, Place};
+use super::queue_oracle::{Queue, QueueFigures};
+use super::queues::{making, progress, roll_policy, roll_work};
 use super::reader::{Durable, Plan};
 use super::server::Server;
 use super::tamper::Planted;
+use super::tap::Tap;
 use super::trace::Trace;
 
 /// The longest that answers may take once the faults have stopped.
@@ -54,6 +57,8 @@ pub struct Figures {
     pub full_disks: u64,
     /// Clients that were restarted.
     pub client_restarts: u64,
+    /// What the queues went through.
+    pub queues: QueueFigures,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -69,6 +74,7 @@ impl std::ops::AddAssign for Figures {
         self.cuts += other.cuts;
         self.full_disks += other.full_disks;
         self.client_restarts += other.client_restarts;
+        self.queues += other.queues;
     }
 }
 
@@ -137,18 +143,32 @@ struct World {
     load: Load,
     space_back_at: Option<Duration>,
     oracle: Oracle,
+    cast: Cast,
     planted: Option<Planted>,
+    /// Everybody acknowledges what he gets: the queues are to become empty.
+    draining: bool,
     trace: Trace,
     figures: Figures,
 }
 
+/// Who takes part in a run.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cast {
+    /// Producers and readers, ephemeral and durable.
+    Streams,
+    /// Producers, consumers of queues, and readers beside them.
+    Queues,
+}
+
 /// Runs a seed, with a planted bug or without.
 #[must_use]
-pub fn run(seed: u64, planted: Option<Planted>, keep_trace: bool) -> Report {
-    let mut world = World::new(seed, planted, keep_trace);
+pub fn run(cast: Cast, seed: u64, planted: Option<Planted>, keep_trace: bool) -> Report {
+    let mut world = World::new(cast, seed, planted, keep_trace);
     world.play();
     let (messages, acknowledged) = world.oracle.counts();
-    let figures = Figures { messages, acknowledged, ..world.figures };
+    let queues =
+        world.server.tap.as_ref().map_or_else(QueueFigures::default, |tap| tap.oracle.figures);
+    let figures = Figures { messages, acknowledged, queues, ..world.figures };
     world.trace.say(world.now, format_args!("end {figures:?}"));
     Report {
         violations: world.oracle.violations().to_vec(),
@@ -159,12 +179,12 @@ pub fn run(seed: u64, planted: Option<Planted>, keep_trace: bool) -> Report {
 }
 
 impl World {
-    fn new(seed: u64, planted: Option<Planted>, keep_trace: bool) -> Self {
+    fn new(cast: Cast, seed: u64, planted: Option<Planted>, keep_trace: bool) -> Self {
         let mut dice = SimRandom::new(seed ^ 0x706f_7374_7269_6465);
         let faults = Faults::roll(&mut dice);
-        let topic = |partitions: u32, retention_bytes| TopicConfig {
+        let topic = |kind, partitions: u32, retention_bytes| TopicConfig {
             partitions,
-            kind: TopicKind::Log,
+            kind,
             durability: Durability::Fsync,
             retention_ms: None,
             retention_bytes,
@@ -176,24 +196,45 @@ impl World {
             burst: 1 + dice.below(20),
             bytes_max: 1 + (16 << dice.below(7)),
         };
+        let mut server = Server::new(SimDisk::new(seed), planted);
+        let topics = match cast {
+            Cast::Streams => vec![
+                topic(TopicKind::Log, partitions, None),
+                topic(TopicKind::Log, 1, Some(48 << 10)),
+            ],
+            Cast::Queues => {
+                let mut tap = Tap::default();
+                for (topic, subscription) in [(0, Some("work".to_string())), (1, None)] {
+                    let policy = roll_policy(&mut dice);
+                    tap.oracle.queues.push(Queue { topic, subscription, policy });
+                }
+                server.tap = Some(tap);
+                vec![
+                    topic(TopicKind::Log, partitions, None),
+                    topic(TopicKind::Queue, partitions, None),
+                ]
+            }
+        };
         Self {
             now: Duration::from_secs(1),
             wall_offset_ms: 1_700_000_000_000,
             faults,
             chaos: true,
             delay_max_ms: dice.below(12),
-            server: Server::new(SimDisk::new(seed), planted),
+            server,
             restart_at: Duration::ZERO,
             network: BTreeMap::new(),
             next_link: 0,
             clients: Vec::new(),
             next_publisher: 0,
-            topics: vec![topic(partitions, None), topic(1, Some(48 << 10))],
+            topics,
             durables: BTreeMap::new(),
             load,
             space_back_at: None,
             oracle: Oracle::default(),
+            cast,
             planted,
+            draining: false,
             trace: Trace::new(keep_trace),
             figures: Figures::default(),
             dice,
@@ -225,19 +266,34 @@ impl World {
     fn create_topics(&mut self) {
         let mut admin = Client::new("admin".to_string(), self.dice.next_u64());
         for (number, config) in self.topics.iter().enumerate() {
-            admin.create_topic(self.now, number, config.clone());
+            if config.kind == TopicKind::Log {
+                admin.create_topic(self.now, number, config.clone());
+            }
         }
         self.clients.push(admin);
         let end = self.now + QUIET_MAX;
         self.chaos = false;
+        self.await_created(end);
+        for queue in self.queues() {
+            let partitions = self.topics[queue.topic].partitions;
+            self.clients[0].create_queue(self.now, &making(&queue, partitions));
+        }
+        self.await_created(end);
+        self.chaos = true;
+        self.drop_client(0);
+    }
+
+    fn await_created(&mut self, end: Duration) {
         while !self.clients[0].topics_created(&mut self.oracle) {
             self.millisecond();
             if self.now > end {
                 return self.oracle.violate("topics are not created".to_string());
             }
         }
-        self.chaos = true;
-        self.drop_client(0);
+    }
+
+    fn queues(&self) -> Vec<Queue> {
+        self.server.tap.as_ref().map_or_else(Vec::new, |tap| tap.oracle.queues.clone())
     }
 
     fn new_client(&mut self, number: u64) -> Client {
@@ -247,10 +303,21 @@ impl World {
                 continue;
             }
             let partitions = self.topics[topic].partitions;
-            client.publish(self.now, topic, partitions, self.next_publisher, &mut self.dice);
+            let (who, keyed) = (self.next_publisher, self.cast == Cast::Queues);
+            client.publish(self.now, topic, partitions, who, keyed, &mut self.dice);
             self.next_publisher += 1;
         }
+        for (at, queue) in self.queues().iter().enumerate() {
+            for _ in 0..self.dice.below(3) {
+                let plan = roll_work(at, &mut self.dice);
+                let who = format!("client-{number} on queue {at}");
+                client.consume(who, plan, queue, self.now, &mut self.dice);
+            }
+        }
         for topic in 0..self.topics.len() {
+            if self.topics[topic].kind == TopicKind::Queue {
+                continue;
+            }
             let plan = self.plan(topic, None);
             client.read(format!("client-{number} ephemeral on {topic}"), plan, self.now);
             let name = format!("durable-{number}");
@@ -269,7 +336,8 @@ impl World {
             messages: 1 << self.dice.below(9),
             bytes: 512 << self.dice.below(9),
             slowness: if self.dice.one_in(2) { 1 } else { 1 + self.dice.below(20) },
-            may_lose: self.topics[topic].retention_bytes.is_some(),
+            may_lose: self.topics[topic].retention_bytes.is_some()
+                || self.topics[topic].kind == TopicKind::Queue,
         }
     }
 
@@ -416,7 +484,11 @@ impl World {
         if self.dice.one_in(20) {
             self.server.maintain(now);
         }
-        if self.now.as_millis().is_multiple_of(100) {
+        for what in self.server.tap.iter_mut().flat_map(|tap| tap.oracle.take_violations()) {
+            self.oracle.violate(what);
+        }
+        let tick_ms = if self.cast == Cast::Queues { 25 } else { 100 };
+        if self.now.as_millis().is_multiple_of(tick_ms) {
             self.server.tick(now);
         }
         if self.server.disk.crashed() {
@@ -474,6 +546,13 @@ impl World {
         let load = self.chaos.then_some(self.load);
         let (oracle, durables) = (&mut self.oracle, &mut self.durables);
         client.run(self.now, wall, oracle, durables, load, self.planted, &mut self.dice);
+        let Some(tap) = &mut self.server.tap else { return };
+        let queues = &mut tap.oracle;
+        for plan in client.work(self.now, oracle, queues, self.draining, &mut self.dice) {
+            let queue = &queues.queues[plan.queue];
+            let who = format!("{} again on queue {}", client.name, plan.queue);
+            client.consume(who, plan, queue, self.now, &mut self.dice);
+        }
     }
 
     /// Without a connection: loses it, waits, tries again.
@@ -573,6 +652,109 @@ impl World {
         self.figures.delivered = self.delivered();
         if self.oracle.violations().is_empty() {
             self.oracle.judge_end(&read);
+        }
+        if self.cast == Cast::Queues {
+            self.drain_queues();
+        }
+    }
+
+    /// Consumes the queues to their ends; then nothing may be missing.
+    fn drain_queues(&mut self) {
+        self.trace.say(self.now, format_args!("queues are drained"));
+        self.draining = true;
+        let queues = self.queues();
+        let judge = self.clients.last_mut().expect("it was pushed");
+        for (number, queue) in queues.iter().enumerate() {
+            let mut plan = roll_work(number, &mut self.dice);
+            (plan.slowness, plan.prefetch_messages) = (1, 64);
+            let who = format!("the last consumer of {number}");
+            judge.consume(who, plan, queue, self.now, &mut self.dice);
+        }
+        let (mut end, mut furthest) = (self.now + STALL_MAX, 0);
+        while self.oracle.violations().is_empty() {
+            self.millisecond();
+            let judge = self.clients.last_mut().expect("it was pushed");
+            let (mut sum, mut drained) = (0, judge.described.len() == queues.len());
+            for (number, reply) in &judge.described {
+                let topic = queues[*number].topic;
+                let (so_far, done) = progress(reply, &judge.readers[topic].end);
+                sum += so_far;
+                drained &= done;
+            }
+            if drained {
+                break;
+            }
+            if self.now.as_millis().is_multiple_of(50) {
+                for (number, queue) in queues.iter().enumerate() {
+                    judge.describe_queue(self.now, number, queue);
+                }
+            }
+            if sum > furthest {
+                (end, furthest) = (self.now + STALL_MAX, sum);
+            }
+            if self.now > end {
+                self.oracle
+                    .violate(format!("L2 the queues do not become empty: {:#?}", judge.described));
+                for client in &self.clients {
+                    self.oracle.violate(format!("not drained: {}", client.describe()));
+                }
+            }
+        }
+        self.judge_queues(&queues);
+    }
+
+    fn read_letters(&mut self, queues: &[Queue]) {
+        let judge = self.clients.last_mut().expect("it was pushed");
+        for queue in queues {
+            judge.read_letters(queue.topic, self.now);
+        }
+        let end = self.now + STALL_MAX;
+        while self.oracle.violations().is_empty() {
+            self.millisecond();
+            let judge = self.clients.last().expect("it was pushed");
+            if judge.letters.iter().all(|letters| letters.done) {
+                break;
+            }
+            if self.now > end {
+                self.oracle.violate("the dead letters are not read".to_string());
+            }
+        }
+    }
+
+    /// A planted bug.
+    fn copy_letter(&mut self, queues: &[Queue]) {
+        let judge = self.clients.last_mut().expect("it was pushed");
+        if judge.copy_letter(self.now) {
+            loop {
+                self.millisecond();
+                let wall = self.now().wall;
+                let judge = self.clients.last_mut().expect("it was pushed");
+                if judge.letter_copied(self.now, wall) {
+                    break;
+                }
+            }
+            self.read_letters(queues);
+        }
+    }
+
+    fn judge_queues(&mut self, queues: &[Queue]) {
+        self.read_letters(queues);
+        if self.planted == Some(Planted::LetterTwice) {
+            self.copy_letter(queues);
+        }
+        let (Some(tap), Some(judge)) = (&mut self.server.tap, self.clients.last()) else { return };
+        for (number, queue) in queues.iter().enumerate() {
+            if !self.oracle.violations().is_empty() {
+                return;
+            }
+            let (Some(reply), letters) =
+                (judge.described.get(&number), &judge.letters[number].letters)
+            else {
+                return;
+            };
+            tap.oracle.figures.letters += letters.len() as u64;
+            let ends = &judge.readers[queue.topic].end;
+            super::queues::judge(number, reply, ends, letters, &mut self.oracle, &tap.oracle);
         }
     }
 

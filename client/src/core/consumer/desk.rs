@@ -354,7 +354,7 @@ impl Grant {
     }
 
     /// The application takes the `nth` message, from 0.
-    pub(crate) fn start(&self, nth: u64) {
+    pub fn start(&self, nth: u64) {
         // One consumer takes the messages of a grant, in order, and grants come in order.
         self.started.fetch_max(self.dispatch_number + nth + 1, Ordering::Release);
     }
