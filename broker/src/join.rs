@@ -20,6 +20,7 @@ mod counters;
 mod dead_letters;
 mod deliver;
 mod fold;
+mod groups;
 mod housekeeping;
 mod hub;
 mod leader;

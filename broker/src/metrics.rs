@@ -160,6 +160,12 @@ metrics! {
         |s, out| out.count(s.broker(|b| b.partitions));
     "postrider_subscriptions" Gauge "subscriptions", "Durable subscriptions that exist, attached or not.",
         |s, out| out.count(s.broker(|b| b.subscriptions));
+    "postrider_group_members" Gauge "members", "Members of consumer groups.",
+        |s, out| out.count(s.broker(|b| b.group_members));
+    "postrider_group_partitions_unowned" Gauge "partitions", "Partitions of consumer groups with members that nobody reads at this moment.",
+        |s, out| out.count(s.broker(|b| b.group_partitions_unowned));
+    "postrider_group_unowned_reports_total" Counter "reports", "Times that such a partition had no owner for longer than the bound; each is a line in the log.",
+        |s, out| out.count(s.broker(|b| b.group_unowned_reports));
     "postrider_folded_partitions_total" Counter "partitions", "Partitions whose state was rebuilt from their log at first use.",
         |s, out| out.count(s.broker(|b| b.partitions_folded));
     "postrider_folded_entries_total" Counter "entries", "Entries read for that.",

@@ -160,4 +160,20 @@ apis! {
     WhyMessage = 60, Request;
     /// Settle everything in a queue-mode subscription.
     PurgeQueue = 61, Request;
+    /// Become a member of a consumer group.
+    JoinGroup = 70, Request;
+    /// A member reads a partition from here on.
+    GroupAssigned = 71, Event;
+    /// A member is to give a partition back, or has lost it.
+    GroupRevoked = 72, Event;
+    /// A member has finished with a revoked partition.
+    GroupReleased = 73, Request;
+    /// A member lives.
+    GroupHeartbeat = 74, OneWay;
+    /// End a membership.
+    LeaveGroup = 75, Request;
+    /// A membership has ended without the client.
+    GroupFenced = 76, Event;
+    /// Members and partitions of a consumer group.
+    DescribeGroup = 77, Request;
 }

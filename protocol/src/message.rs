@@ -10,6 +10,7 @@ use crate::{api::Api, codec::DecodeError};
 
 mod confirm;
 mod deliver;
+mod group;
 mod hello;
 mod lease;
 mod metadata;
@@ -22,6 +23,11 @@ mod topic;
 
 pub use confirm::{CONFIRM_RUN_BYTES, Confirm, ConfirmRun, Outcome};
 pub use deliver::{DELIVER_HEAD_BYTES, Deliver, DeliverHead};
+pub use group::{
+    DescribeGroup, DescribeGroupReply, GroupAssigned, GroupFenced, GroupHeartbeat, GroupMember,
+    GroupPartition, GroupReleased, GroupReleasedReply, GroupRevoked, JoinGroup, JoinGroupReply,
+    LeaveGroup, LeaveGroupReply,
+};
 pub use hello::{FEATURE_LZ4, FEATURE_ZSTD, Hello, HelloReply, Limits, Ping, PingReply};
 pub use lease::{LEASE_HEAD_BYTES, LEASE_RUN_BYTES, Lease, LeaseHead};
 pub use metadata::{BrokerAddress, Metadata, MetadataReply, PartitionMetadata, TopicMetadata};

@@ -23,11 +23,13 @@ use postrider_protocol::message::{
     Ack, AckReply, AckUpTo, AckUpToReply, AlterQueue, AlterQueueReply, AlterTopic, AlterTopicReply,
     Confirm, Consume, ConsumeReply, CreateQueue, CreateQueueReply, CreateSubscription,
     CreateSubscriptionReply, CreateTopic, CreateTopicReply, Credit, DeleteSubscription,
-    DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DescribeQueue,
-    DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap, Hello, HelloReply, Lease,
-    LeaseLost, Limits, ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply,
-    Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply, Ping, PingReply, Publish,
-    PurgeQueue, PurgeQueueReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
+    DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DescribeGroup,
+    DescribeGroupReply, DescribeQueue, DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap,
+    GroupAssigned, GroupFenced, GroupHeartbeat, GroupReleased, GroupReleasedReply, GroupRevoked,
+    Hello, HelloReply, JoinGroup, JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply,
+    Limits, ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message,
+    Metadata, MetadataReply, OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PurgeQueue,
+    PurgeQueueReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
     SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
 use postrider_protocol::rebuild::{EntryRecords, rebuild};
@@ -159,6 +161,14 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::DescribeQueue => exact::<DescribeQueue>,
         Api::WhyMessage => exact::<WhyMessage>,
         Api::PurgeQueue => exact::<PurgeQueue>,
+        Api::JoinGroup => exact::<JoinGroup>,
+        Api::GroupAssigned => exact::<GroupAssigned>,
+        Api::GroupRevoked => exact::<GroupRevoked>,
+        Api::GroupReleased => exact::<GroupReleased>,
+        Api::GroupHeartbeat => exact::<GroupHeartbeat>,
+        Api::LeaveGroup => exact::<LeaveGroup>,
+        Api::GroupFenced => exact::<GroupFenced>,
+        Api::DescribeGroup => exact::<DescribeGroup>,
     }
 }
 
@@ -188,6 +198,10 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::DescribeQueue => exact::<DescribeQueueReply>,
         Api::WhyMessage => exact::<WhyMessageReply>,
         Api::PurgeQueue => exact::<PurgeQueueReply>,
+        Api::JoinGroup => exact::<JoinGroupReply>,
+        Api::GroupReleased => exact::<GroupReleasedReply>,
+        Api::LeaveGroup => exact::<LeaveGroupReply>,
+        Api::DescribeGroup => exact::<DescribeGroupReply>,
         Api::Publish
         | Api::Confirm
         | Api::Deliver
@@ -197,7 +211,11 @@ fn answered(api: Api) -> fn(Bytes) {
         | Api::Seeked
         | Api::Lease
         | Api::Renew
-        | Api::LeaseLost => |_no_reply| (),
+        | Api::LeaseLost
+        | Api::GroupAssigned
+        | Api::GroupRevoked
+        | Api::GroupHeartbeat
+        | Api::GroupFenced => |_no_reply| (),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use postrider_core::group::GroupOptions;
 use postrider_protocol::message::Limits;
 use postrider_protocol::types::NodeId;
 use postrider_storage::StoreOptions;
@@ -29,6 +30,7 @@ impl Config {
             host: host.to_owned(),
             port,
             server_version: env!("CARGO_PKG_VERSION").to_owned(),
+            groups: GroupOptions::default(),
             retention_check_interval: self.retention.check_interval,
             snapshot_after_bytes: self.storage.snapshot_after_bytes.0,
             snapshot_after_entries: u64::from(self.storage.snapshot_after_entries),

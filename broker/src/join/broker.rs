@@ -146,12 +146,15 @@ impl Broker {
                 image.topics().values().map(|topic| topic.subscriptions.len()).sum();
             (image.topics().len() as u64, image.partitions(), subscriptions as u64)
         });
+        let (group_members, group_partitions_unowned) = hub.groups.counts();
         let gauges = Gauges {
             sessions: u64::from(hub.sessions()),
             publish_in_flight_bytes: hub.budget.used() as u64,
             topics,
             partitions,
             subscriptions,
+            group_members,
+            group_partitions_unowned,
             disk_full: store.is_full(),
         };
         hub.counters.metrics(&gauges, store.stats())

@@ -71,6 +71,7 @@ pub(crate) struct Counters {
     pub(crate) trims: Counter,
     pub(crate) partitions_folded: Counter,
     pub(crate) entries_folded: Counter,
+    pub(crate) unowned_partitions: Counter,
     pub(crate) errors: ErrorCounters,
 }
 
@@ -129,6 +130,12 @@ pub struct BrokerMetrics {
     pub partitions: u64,
     /// Durable subscriptions now.
     pub subscriptions: u64,
+    /// Members of consumer groups now.
+    pub group_members: u64,
+    /// Partitions of consumer groups that no member reads now.
+    pub group_partitions_unowned: u64,
+    /// Times that such a partition had no owner for longer than the bound.
+    pub group_unowned_reports: u64,
     /// Partitions whose state was folded from their log.
     pub partitions_folded: u64,
     /// Entries read for that.
@@ -154,6 +161,8 @@ pub(crate) struct Gauges {
     pub(crate) topics: u64,
     pub(crate) partitions: u64,
     pub(crate) subscriptions: u64,
+    pub(crate) group_members: u64,
+    pub(crate) group_partitions_unowned: u64,
     pub(crate) disk_full: bool,
 }
 
@@ -186,6 +195,9 @@ impl Counters {
             topics: gauges.topics,
             partitions: gauges.partitions,
             subscriptions: gauges.subscriptions,
+            group_members: gauges.group_members,
+            group_partitions_unowned: gauges.group_partitions_unowned,
+            group_unowned_reports: self.unowned_partitions.total(),
             partitions_folded: self.partitions_folded.total(),
             entries_folded: self.entries_folded.total(),
             snapshots: self.snapshots.total(),

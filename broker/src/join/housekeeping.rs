@@ -1,4 +1,5 @@
-//! Owns what a broker does now and then: retention, snapshots, the expiry of idle producer sessions. Never
+//! Owns what a broker does now and then: retention, snapshots, the expiry of idle producer sessions, the time of
+//! consumer groups. Never
 //! waits and never does all at once: every tick does a bounded part. Driven by `Broker::tick`.
 
 use std::collections::VecDeque;
@@ -63,6 +64,7 @@ impl Housekeeping {
         }
         self.write_snapshots(hub, now, passed);
         catalog.check_snapshot();
+        hub.groups.tick(now);
         if self.pass.is_empty() && self.is_pass_due(hub, written_bytes, now) {
             self.pass_due = now.monotonic + hub.options.retention_check_interval;
             self.pass_bytes = written_bytes;

@@ -16,6 +16,7 @@ use postrider_storage::{StoreError, StoreObserver};
 use crate::join::catalog::Catalog;
 use crate::join::counters::Counters;
 use crate::join::dead_letters::DeadLetters;
+use crate::join::groups::Groups;
 use crate::join::options::BrokerOptions;
 use crate::join::outbox::{Budget, WakeList};
 use crate::join::partition::PartitionHandle;
@@ -42,6 +43,7 @@ pub(crate) struct Hub {
     pub(crate) options: BrokerOptions,
     pub(crate) identity: Identity,
     pub(crate) counters: Counters,
+    pub(crate) groups: Groups,
     pub(crate) budget: Arc<Budget>,
     /// Wall time and monotonic time of the newest event, for what the I/O thread appends.
     wall_ms: AtomicU64,
@@ -80,6 +82,7 @@ impl Hub {
             options,
             identity,
             counters: Counters::default(),
+            groups: Groups::new(identity.incarnation),
             wall_ms: AtomicU64::new(0),
             monotonic_ns: AtomicU64::new(0),
             producer_ids_end: AtomicI64::new(0),

@@ -23,6 +23,7 @@ use postrider_protocol::{api::Api, frame};
 use postrider_storage::{AppendError, NewEntry, ReadError};
 
 use crate::join::dead_letters::QueueKey;
+use crate::join::groups::{Grant, GroupHandle, Heard};
 use crate::join::members::Members;
 use crate::join::operation::{Operation, Step};
 use crate::join::outbox::Outbox;
@@ -46,6 +47,8 @@ pub(crate) enum Route {
     Settle(Settling),
     /// Dead letters of a queue to a target.
     Letter(QueueKey, DeadTarget),
+    /// A member of a consumer group.
+    Group(Arc<Grant>),
 }
 
 /// Who is attached to a durable subscription on this partition.
@@ -53,6 +56,8 @@ struct Owner {
     outbox: Arc<Outbox>,
     reader: u64,
     owner_epoch: u64,
+    /// It reads as a member of this group, which tells it what there is to tell.
+    group: Option<Arc<GroupHandle>>,
 }
 
 /// See the module.
@@ -190,8 +195,18 @@ impl Leader {
         operation: &Arc<Operation>,
         turn: &Turn<'_>,
     ) {
+        self.own(partition, subscription, Route::Step(Arc::clone(operation)), turn);
+    }
+
+    /// Gives a subscription, which is created if need be, a new owner epoch.
+    pub(crate) fn own(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: &Subscription,
+        route: Route,
+        turn: &Turn<'_>,
+    ) {
         self.create_subscription(partition, subscription, turn);
-        let route = Route::Step(Arc::clone(operation));
         let decision = self.core.set_owner(turn.now, subscription.id, route, &mut self.effects);
         self.follow(partition, decision);
     }
@@ -260,6 +275,20 @@ impl Leader {
             .get(&subscription)
             .is_some_and(|owner| owner.reader == reader && Arc::ptr_eq(&owner.outbox, outbox))
         {
+            self.owners.remove(&subscription);
+        }
+    }
+
+    /// A member reads the subscription no more, under this epoch or an earlier one.
+    pub(crate) fn detach_member(
+        &mut self,
+        subscription: SubscriptionId,
+        outbox: &Arc<Outbox>,
+        owner_epoch: u64,
+    ) {
+        if self.owners.get(&subscription).is_some_and(|owner| {
+            owner.owner_epoch <= owner_epoch && Arc::ptr_eq(&owner.outbox, outbox)
+        }) {
             self.owners.remove(&subscription);
         }
     }
@@ -444,10 +473,19 @@ impl Leader {
             }
             (Route::Step(operation), StateCommitted::Owned { owner_epoch, acked }) => {
                 let (outbox, reader) = (Arc::clone(&operation.outbox), operation.reader());
-                self.owners.insert(subscription, Owner { outbox, reader, owner_epoch });
+                self.owners
+                    .insert(subscription, Owner { outbox, reader, owner_epoch, group: None });
                 let partition = partition.partition();
                 let step = Step { partition, owner_epoch, next: acked, evicted: 0 };
                 operation.step(Ok(step), turn.wakes);
+            }
+            (Route::Group(grant), StateCommitted::Owned { owner_epoch, acked }) => {
+                let (outbox, reader) = (Arc::clone(&grant.seat.outbox), grant.seat.reader);
+                let partition = partition.partition();
+                let heard = Heard::OwnerSet { partition, owner_epoch, next: acked };
+                grant.group.hear(heard, &outbox, turn.wakes);
+                let group = Some(Arc::clone(&grant.group));
+                self.owners.insert(subscription, Owner { outbox, reader, owner_epoch, group });
             }
             (Route::Step(operation), StateCommitted::Sought { owner_epoch, next, evicted }) => {
                 let step = Step { partition: partition.partition(), owner_epoch, next, evicted };
@@ -459,7 +497,8 @@ impl Leader {
                 | Route::Ack(..)
                 | Route::Step(_)
                 | Route::Settle(_)
-                | Route::Letter(..),
+                | Route::Letter(..)
+                | Route::Group(_),
                 _,
             ) => {}
         }
@@ -474,6 +513,24 @@ impl Leader {
         turn: &mut Turn<'_>,
     ) {
         let Some(owner) = self.owners.get_mut(&subscription) else { return };
+        if let Some(group) = &owner.group {
+            let partition = partition.partition();
+            let heard = match change {
+                OwnerChange::Sought => {
+                    owner.owner_epoch = owner_epoch;
+                    Heard::Sought { partition, owner_epoch, next }
+                }
+                // By the group itself, which then knows better, or by a subscriber outside.
+                OwnerChange::Attached => Heard::Taken { partition },
+                // The group finds out that its subscription is gone.
+                OwnerChange::Deleted => return,
+            };
+            group.hear(heard, &owner.outbox, turn.wakes);
+            if change == OwnerChange::Attached {
+                self.owners.remove(&subscription);
+            }
+            return;
+        }
         let reader = owner.reader;
         let task = match change {
             OwnerChange::Sought => {
@@ -522,6 +579,10 @@ fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &
             let reply = frame::error_reply(api, settling.correlation, &error);
             settling.outbox.push_reply(reply);
             turn.wakes.mark(&settling.outbox);
+        }
+        Route::Group(grant) => {
+            let heard = Heard::Refused { partition: partition.partition() };
+            grant.group.hear(heard, &grant.seat.outbox, turn.wakes);
         }
         Route::Nobody => {
             tracing::warn!(partition = ?partition.key, %error, "a state entry was refused");

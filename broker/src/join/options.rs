@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use postrider_core::group::GroupOptions;
 use postrider_protocol::message::Limits;
 use postrider_protocol::types::NodeId;
 use postrider_storage::StoreOptions;
@@ -38,6 +39,8 @@ pub struct BrokerOptions {
     pub port: u16,
     /// Version of the program, told in the handshake.
     pub server_version: String,
+    /// Times of consumer groups.
+    pub groups: GroupOptions,
     /// Longest time between two looks at a partition's retention limits; much that is written shortens it.
     pub retention_check_interval: Duration,
     /// Bytes appended to a partition since its last snapshot that call for the next one; bounds what is
@@ -65,6 +68,7 @@ impl Default for BrokerOptions {
             host: "127.0.0.1".to_string(),
             port: 7420,
             server_version: env!("CARGO_PKG_VERSION").to_string(),
+            groups: GroupOptions::default(),
             retention_check_interval: Duration::from_secs(30),
             snapshot_after_bytes: 64 << 20,
             snapshot_after_entries: 16_384,

@@ -9,12 +9,17 @@
 //! ```
 //! Turns go round robin, one chunk each, so that no subscription starves another.
 
+mod group;
+
+pub(crate) use group::Membership;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::BytesMut;
 use postrider_core::Now;
 use postrider_core::delivery::Subscriber;
+use postrider_core::group::{Join, Leave};
 use postrider_core::metadata;
 use postrider_protocol::api::Api;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
@@ -57,6 +62,8 @@ pub(crate) struct Reader {
     topic: Arc<TopicHandle>,
     /// Nil if ephemeral, or not known yet.
     subscription: SubscriptionId,
+    /// It reads as a member of a consumer group: its cursors come and go.
+    membership: Option<Membership>,
     phase: Phase,
     /// Credit of all its cursors together; its position is the one of the cursor whose turn it is.
     pub(crate) account: Subscriber,
@@ -73,6 +80,8 @@ enum Phase {
         name: String,
         /// It will not be attached, for this reason.
         cancelled: Option<ErrorBody>,
+        /// As a member of the subscription's group.
+        join: Option<Join>,
     },
     Attached,
 }
@@ -88,6 +97,8 @@ pub(crate) struct Cursor {
     /// What begins here was brought into memory and is sent whether or not it still is there.
     pub(crate) loaded: Option<Offset>,
     queued: bool,
+    /// It gets no more turns; its member finishes what it has.
+    is_revoked: bool,
 }
 
 /// See the module.
@@ -161,6 +172,7 @@ impl Readers {
                 handle: new.handle,
                 topic: new.topic,
                 subscription: SubscriptionId::NONE,
+                membership: None,
                 phase,
                 account: Subscriber::new(Offset(0), new.credit_messages, new.credit_bytes),
                 cursors: BTreeMap::new(),
@@ -183,34 +195,44 @@ impl Readers {
         correlation: CorrelationId,
         partitions: Vec<PartitionId>,
         name: String,
+        join: Option<Join>,
     ) -> u64 {
-        self.insert(new, Phase::Attaching { correlation, partitions, name, cancelled: None })
+        let cancelled = None;
+        self.insert(new, Phase::Attaching { correlation, partitions, name, cancelled, join })
     }
 
     fn begin(&mut self, reader: u64, places: Vec<Place>) {
         for place in places {
-            let key = self.key();
-            let Some(found) = self.readers.get_mut(&reader) else { return };
-            found.cursors.insert(place.partition.partition(), key);
-            self.cursors.insert(
-                key,
-                Cursor {
-                    reader,
-                    partition: place.partition,
-                    owner_epoch: place.owner_epoch,
-                    next: place.next,
-                    dispatch_index: 0,
-                    loaded: None,
-                    queued: false,
-                },
-            );
-            self.enqueue(key);
+            self.begin_at(reader, place);
         }
         self.outbox.wake();
     }
 
+    fn begin_at(&mut self, reader: u64, place: Place) {
+        let key = self.key();
+        let Some(found) = self.readers.get_mut(&reader) else { return };
+        found.cursors.insert(place.partition.partition(), key);
+        self.cursors.insert(
+            key,
+            Cursor {
+                reader,
+                partition: place.partition,
+                owner_epoch: place.owner_epoch,
+                next: place.next,
+                dispatch_index: 0,
+                loaded: None,
+                queued: false,
+                is_revoked: false,
+            },
+        );
+        self.enqueue(key);
+    }
+
     /// Puts a cursor into the queue, once.
     pub(crate) fn enqueue(&mut self, cursor: u64) {
+        if self.cursors.get(&cursor).is_some_and(|found| found.is_revoked) {
+            return;
+        }
         if let Some(queued) = self.queued(cursor)
             && !*queued
         {
@@ -232,6 +254,9 @@ impl Readers {
         while let Some(key) = self.queue.pop_front() {
             if let Some(queued) = self.queued(key) {
                 *queued = false;
+                if self.cursors.get(&key).is_some_and(|cursor| cursor.is_revoked) {
+                    continue;
+                }
                 return Some(key);
             }
         }
@@ -371,6 +396,9 @@ impl Readers {
             cursor.partition.forget(&self.outbox, cursor_key);
             self.detach(&cursor.partition, reader.subscription, key, now);
         }
+        if let Some(Membership { group, member }) = reader.membership {
+            group.leave(now, member, Leave::KeepPlace);
+        }
     }
 
     fn detach(
@@ -428,7 +456,7 @@ impl Readers {
                 self.enqueue(cursor);
             }
             SessionTask::Subscribed { reader, result } => match result {
-                Ok(()) => self.attach(reader, now),
+                Ok(()) => self.attach(reader, now, out),
                 Err(error) => self.attached_with(reader, Err(error), now, out),
             },
             SessionTask::Attached { reader, result } => {
@@ -438,6 +466,7 @@ impl Readers {
                 self.seeked(reader, partition, (owner_epoch, next), out);
             }
             SessionTask::Closed { reader, error } => self.cut_off(reader, error, now, out),
+            SessionTask::Group(news) => self.group_news(news, now, out),
             SessionTask::Unsubscribed { correlation, topic, subscription } => {
                 for partition in topic.all_opened() {
                     partition.lead_if_folded(now, |leader, turn| {
@@ -450,16 +479,21 @@ impl Readers {
     }
 
     /// The subscription exists: asks its partitions.
-    fn attach(&mut self, key: u64, now: Now) {
+    fn attach(&mut self, key: u64, now: Now, out: &mut Transmit) {
         let Some(reader) = self.readers.get_mut(&key) else { return };
-        let Phase::Attaching { partitions, name, .. } = &reader.phase else { return };
+        let Phase::Attaching { partitions, name, join, .. } = &mut reader.phase else { return };
+        if let Some(join) = join.take() {
+            let name = std::mem::take(name);
+            self.join_group(key, &name, &join, now, out);
+            return;
+        }
         let purpose = Purpose::Attach { reader: key };
         let operation = Operation::new(Arc::clone(&self.outbox), purpose, partitions.len());
         let subscription = reader.topic.subscription_named(name);
         if let Some(subscription) = &subscription {
             reader.subscription = subscription.id;
         }
-        for id in partitions {
+        for id in &*partitions {
             let asked = ask_partition(&reader.topic, *id, subscription.as_ref(), &operation, now);
             if let Err(error) = asked {
                 let mut wakes = WakeList::default();

@@ -6,6 +6,7 @@
 //! a last frame; everything else is answered and the session goes on.
 
 mod admin;
+mod group;
 mod publish;
 mod queue;
 mod queue_admin;
@@ -31,6 +32,7 @@ use postrider_protocol::types::{
 use postrider_storage::ReadRun;
 
 use crate::join::catalog::Catalog;
+use crate::join::groups::GroupNews;
 use crate::join::hub::{Hub, lock};
 use crate::join::operation::Step;
 use crate::join::outbox::Outbox;
@@ -51,6 +53,8 @@ pub(crate) enum SessionTask {
     Attached { reader: u64, result: Result<Vec<Step>, ErrorBody> },
     /// The reader's subscription was moved.
     Seeked { reader: u64, partition: PartitionId, owner_epoch: u64, next: Offset },
+    /// What a consumer group has to say.
+    Group(GroupNews),
     /// The reader is cut off.
     Closed { reader: u64, error: ErrorBody },
     /// A subscription is deleted; what is left is to remove its state.
@@ -186,6 +190,7 @@ impl Session {
                 let text = format!("{} is sent by brokers only", api.name());
                 Err(self.end(header, ErrorCode::MalformedFrame, &text))
             }
+            Direction::OneWay if api == Api::GroupHeartbeat => self.group_heartbeat(now, frame),
             Direction::OneWay if api == Api::Renew => self.renew(now, frame),
             Direction::OneWay => self.credit(frame),
             Direction::Request if api == Api::Hello => self.hello(now, &mut inbound, frame),
@@ -245,7 +250,23 @@ impl Session {
             | Api::Seeked
             | Api::Lease
             | Api::LeaseLost
-            | Api::Renew => unreachable!("no request, or handled before"),
+            | Api::Renew
+            | Api::GroupAssigned
+            | Api::GroupRevoked
+            | Api::GroupHeartbeat
+            | Api::GroupFenced => unreachable!("no request, or handled before"),
+            Api::JoinGroup => {
+                self.parse(frame).map(|request| self.join_group(now, header, request))
+            }
+            Api::GroupReleased => {
+                self.parse(frame).map(|request| self.group_released(now, header, &request))
+            }
+            Api::LeaveGroup => {
+                self.parse(frame).map(|request| self.leave_group(now, header, &request))
+            }
+            Api::DescribeGroup => {
+                self.parse(frame).map(|request| self.describe_group(now, header, &request))
+            }
             Api::CreateQueue => {
                 self.parse(frame).map(|request| self.create_queue(now, header, request))
             }

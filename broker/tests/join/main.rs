@@ -7,6 +7,7 @@
 )]
 
 mod consuming;
+mod groups;
 mod peer;
 mod queues;
 mod worker;

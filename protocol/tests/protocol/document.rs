@@ -152,7 +152,8 @@ fn structs(source: &str) -> Vec<(String, Vec<(String, String)>)> {
 fn the_document_lists_every_field_of_every_message_in_order() {
     let document = text();
     let mut structs_seen = 0;
-    for file in ["hello", "metadata", "topic", "subscribe", "subscription", "queue", "run"] {
+    for file in ["hello", "metadata", "topic", "subscribe", "subscription", "queue", "run", "group"]
+    {
         let path = format!("{}/src/message/{file}.rs", env!("CARGO_MANIFEST_DIR"));
         for (name, fields) in structs(&std::fs::read_to_string(path).unwrap()) {
             structs_seen += 1;

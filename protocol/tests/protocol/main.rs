@@ -7,6 +7,7 @@ mod document;
 mod entry;
 mod frame;
 mod golden;
+mod group_samples;
 mod partition;
 mod properties;
 mod queue;

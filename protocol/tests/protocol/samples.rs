@@ -29,7 +29,7 @@ use postrider_protocol::{
     },
 };
 
-use crate::queue_samples;
+use crate::{group_samples, queue_samples};
 
 /// What became of decoding a body: the message in words, and its bytes when encoded again.
 pub(crate) type Recoded = Result<(String, Bytes), DecodeError>;
@@ -105,6 +105,7 @@ pub(crate) fn all() -> Vec<Sample> {
         subscriptions(),
         queue_samples::consuming(),
         queue_samples::managing(),
+        group_samples::grouping(),
     ]
     .into_iter()
     .flatten()

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use postrider_core::Now;
+use postrider_core::group::Join;
 use postrider_core::metadata::Command;
 use postrider_core::partition::AckUpTo as OwnerAck;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
@@ -108,10 +109,34 @@ impl Session {
         name: String,
         start: Start,
     ) -> Result<(), ErrorBody> {
+        let subscription = reader.topic.subscription_named(&name);
+        let group = subscription.and_then(|known| self.hub.groups.get(known.id));
+        if group.is_some_and(|group| group.has_members()) {
+            let text = format!(
+                "the subscription {name} is read by a consumer group; join it, or let its members leave"
+            );
+            return Err(ErrorBody::new(ErrorCode::SubscriptionTaken, text));
+        }
+        self.begin_attaching(now, header, reader, partitions, name, start, None)
+    }
+
+    /// Creates a durable subscription if there is none, and goes on in the session's tasks.
+    pub(super) fn begin_attaching(
+        &self,
+        now: Now,
+        header: FrameHeader,
+        reader: NewReader,
+        partitions: Vec<PartitionId>,
+        name: String,
+        start: Start,
+        join: Option<Join>,
+    ) -> Result<(), ErrorBody> {
         let topic = Arc::clone(&reader.topic);
         let handle = reader.handle;
+        let correlation = header.correlation;
+        let name_known = name.clone();
         let key =
-            lock(&self.readers).add_attaching(reader, header.correlation, partitions, name.clone());
+            lock(&self.readers).add_attaching(reader, correlation, partitions, name_known, join);
         let outbox = Arc::clone(&self.outbox);
         let asked = self.catalog.ask(now, |desk| {
             let then = Then::Subscribe { outbox, reader: key };
