@@ -5,6 +5,8 @@
 
 pub(crate) mod queue;
 
+pub(crate) mod group;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -66,6 +68,9 @@ pub(crate) enum Command {
     /// Create, list, move and remove the durable subscriptions of a topic
     #[command(subcommand)]
     Subscription(SubscriptionCommand),
+    /// List, show, move and remove the consumer groups of a topic
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Measure and verify a broker
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -400,6 +405,15 @@ pub(crate) struct SubOptions {
     /// A durable subscription: what was printed is acknowledged, and the next run continues behind it
     #[arg(long, value_name = "NAME")]
     pub(crate) subscription: Option<String>,
+    /// Join a consumer group: its members share the partitions, and what was printed is acknowledged
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["subscription", "partitions", "exit_at_end"])]
+    pub(crate) group: Option<String>,
+    /// A name that this member keeps over restarts, and its partitions with it
+    #[arg(long, value_name = "NAME", requires = "group")]
+    pub(crate) instance: Option<String>,
+    /// A member that is silent for so long is taken for dead
+    #[arg(long, value_name = "DURATION", requires = "group", value_parser = parse_duration, default_value = "30s")]
+    pub(crate) session_timeout: Duration,
     #[command(flatten)]
     pub(crate) client: ClientOptions,
 }

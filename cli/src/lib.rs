@@ -56,6 +56,7 @@ fn run(command: Command) -> Outcome {
         Command::Subscription(command) => command::subscription::run(&command),
         Command::Queue(command) => command::queue::run(&command),
         Command::Work(options) => command::work::run(&options),
+        Command::Group(command) => command::group::run(&command),
         Command::Pub(options) => command::publish::run(&options),
         Command::Sub(options) => command::subscribe::run(&options),
         Command::Bench(command) => bench::run(&command),

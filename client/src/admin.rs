@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use postrider_protocol::{
     message::{
         AlterTopic, AlterTopicReply, CreateTopic, CreateTopicReply, DeleteSubscription,
-        DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, DescribeTopic, DescribeTopicReply,
-        ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message,
-        Metadata, MetadataReply, Ping, PingReply, Seek, SeekReply, Start, SubscriptionDescription,
-        TopicConfig,
+        DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, DescribeGroup, DescribeGroupReply,
+        DescribeTopic, DescribeTopicReply, ListOffsets, ListOffsetsReply, ListSubscriptions,
+        ListSubscriptionsReply, Message, Metadata, MetadataReply, Ping, PingReply, Seek, SeekReply,
+        Start, SubscriptionDescription, TopicConfig,
     },
     types::{Durability, Offset, PartitionId, TimestampMs, TopicKind},
 };
@@ -156,6 +156,19 @@ impl Admin {
         name: impl Into<String>,
     ) -> Result<DescribeTopicReply, AdminError> {
         self.ask(&DescribeTopic { name: name.into() }, Repeat::Safe).await
+    }
+
+    /// Who is in the consumer group of a durable subscription, and who reads what.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    pub async fn describe_group(
+        &self,
+        topic: impl Into<String>,
+        name: impl Into<String>,
+    ) -> Result<DescribeGroupReply, AdminError> {
+        let request = DescribeGroup { topic: topic.into(), name: name.into() };
+        self.ask(&request, Repeat::Safe).await
     }
 
     /// All topics and brokers.

@@ -21,6 +21,7 @@ use crate::{
         completion::{lock, promise},
     },
     error::{Attempt, ConnectError},
+    group::GroupMemberBuilder,
     io::{self, Dialer, Shared},
     producer::ProducerBuilder,
     reader::{ReaderBuilder, SubscriberBuilder},
@@ -221,6 +222,16 @@ impl Client {
     /// Starts to make a consumer of a queue, or of a queue-mode subscription of a topic.
     pub fn consumer<C>(&self, topic: impl Into<String>) -> ConsumerBuilder<C> {
         ConsumerBuilder::new(Arc::clone(&self.handle), topic.into())
+    }
+
+    /// Starts to join the consumer group of the durable subscription `name`, which is created if it does not exist:
+    /// its members share the topic's partitions.
+    pub fn group_member<C>(
+        &self,
+        topic: impl Into<String>,
+        name: impl Into<String>,
+    ) -> GroupMemberBuilder<C> {
+        GroupMemberBuilder::new(Arc::clone(&self.handle), topic.into(), name.into())
     }
 
     /// Topics, queues, subscriptions, offsets.

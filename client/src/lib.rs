@@ -64,6 +64,7 @@ mod consumer;
 pub mod core;
 mod delivery;
 mod error;
+mod group;
 mod io;
 mod message;
 mod payload;
@@ -79,9 +80,10 @@ pub use postrider_protocol::{
     error::{ErrorBody as BrokerError, ErrorClass, ErrorCode, Retry},
     message::{
         AlterTopic, Breaker, BrokerAddress, CreateQueueReply, CreateSubscriptionReply,
-        CreateTopicReply, DescribeQueueReply, DescribeTopicReply, GapReason, MetadataReply,
-        PartitionDescription, PartitionMetadata, QueueConsumer, QueuePartition, QueuePolicy, Start,
-        SubscriptionDescription, SubscriptionPosition, TopicConfig, TopicMetadata, WhyMessageReply,
+        CreateTopicReply, DescribeGroupReply, DescribeQueueReply, DescribeTopicReply, GapReason,
+        GroupPartition, MetadataReply, PartitionDescription, PartitionMetadata, QueueConsumer,
+        QueuePartition, QueuePolicy, Start, SubscriptionDescription, SubscriptionPosition,
+        TopicConfig, TopicMetadata, WhyMessageReply,
     },
     types::{
         ClusterId, Compression, Durability, LeaderEpoch, MemberId, NodeId, Offset, PartitionId,
@@ -100,6 +102,7 @@ pub use self::{
         AckError, AdminError, Attempt, ConnectError, ConsumeError, FlushError, OpenError,
         ReadError, RequestError, RespondError, SendError, SettleError, TrySendError,
     },
+    group::{GroupEvent, GroupMember, GroupMemberBuilder},
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},
     producer::{Ack, Producer, ProducerBuilder},

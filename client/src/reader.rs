@@ -139,7 +139,7 @@ impl<C> SubscriberBuilder<C> {
     }
 }
 
-fn options(topic: String, name: Option<String>, start: Start) -> SubscriptionOptions {
+pub(crate) fn options(topic: String, name: Option<String>, start: Start) -> SubscriptionOptions {
     SubscriptionOptions {
         topic,
         partitions: Vec::new(),
@@ -151,9 +151,9 @@ fn options(topic: String, name: Option<String>, start: Start) -> SubscriptionOpt
 }
 
 /// An attached subscription; detached when dropped.
-struct Attachment {
-    handle: Arc<Handle>,
-    subscription: SubscriptionHandle,
+pub(crate) struct Attachment {
+    pub(crate) handle: Arc<Handle>,
+    pub(crate) subscription: SubscriptionHandle,
 }
 
 impl Drop for Attachment {
@@ -225,6 +225,8 @@ impl<C> Inner<C> {
                 Some(Incoming::Seeked { partition, next }) => {
                     return Poll::Ready(Some(Err(ReadError::Seeked { partition, next })));
                 }
+                // Only members hear of these.
+                Some(Incoming::Assigned(_) | Incoming::Revoked { .. } | Incoming::Lost { .. }) => {}
                 Some(Incoming::Ended(error)) => {
                     self.ended = true;
                     return Poll::Ready(end(error).map(Err));
@@ -257,7 +259,7 @@ impl<C> Inner<C> {
 }
 
 /// How the end is told; the application's own `close` is no error.
-fn end(error: ErrorBody) -> Option<ReadError> {
+pub(crate) fn end(error: ErrorBody) -> Option<ReadError> {
     match error.code {
         ErrorCode::SubscriptionTaken => Some(ReadError::Taken(error)),
         ErrorCode::ShuttingDown => None,
@@ -387,7 +389,7 @@ impl<C: Decode> Stream for Subscriber<C> {
 /// # Cancel safety
 /// Dropping it loses the answer; the ack is sent all the same.
 #[derive(Debug)]
-pub struct AckUpTo(Pending<Result<(), AckFailure>>);
+pub struct AckUpTo(pub(crate) Pending<Result<(), AckFailure>>);
 
 impl Future for AckUpTo {
     type Output = Result<(), AckError>;

@@ -5,6 +5,7 @@
 mod bad_input;
 mod client;
 mod command_line;
+mod groups;
 mod hostile;
 mod life;
 mod queue;

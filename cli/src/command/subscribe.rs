@@ -9,7 +9,10 @@ use std::io::{self, Write as _};
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
-use postrider::{MessageBatch, Position, Raw, ReadError, Reader, Subscriber};
+use postrider::{
+    AckError, ErrorCode, GroupEvent, GroupMember, MessageBatch, Position, Raw, ReadError, Reader,
+    Subscriber,
+};
 use postrider_protocol::types::PartitionId;
 
 use crate::args::{MessageOutput, SubOptions};
@@ -43,6 +46,18 @@ pub(crate) fn run(options: &SubOptions) -> Outcome {
 enum Source {
     Ephemeral(Reader<Raw>),
     Durable(Subscriber<Raw>),
+    Group(GroupMember<Raw>),
+}
+
+/// What a source has to tell.
+enum Next {
+    Batch(MessageBatch<Raw>),
+    /// A partition comes.
+    Assigned(PartitionId),
+    /// A partition is to be given back, behind the acks of what was printed.
+    Revoked(PartitionId),
+    /// A partition is gone; what was not acknowledged comes again elsewhere.
+    Lost(PartitionId),
 }
 
 impl Source {
@@ -50,6 +65,15 @@ impl Source {
         let topic = &options.topic;
         let start = resolve(options.from, &client.admin(), topic).await?;
         let partitions = options.partitions.iter().copied();
+        if let Some(name) = &options.group {
+            let mut builder = client.group_member::<Raw>(topic, name).from(start);
+            builder = builder.session_timeout(options.session_timeout);
+            if let Some(instance) = &options.instance {
+                builder = builder.instance(instance);
+            }
+            let joined = builder.join().await.map(Self::Group);
+            return joined.map_err(|error| open_failure(&error, topic));
+        }
         let opened = match &options.subscription {
             None => {
                 let builder = client.reader::<Raw>(topic).from(start).partitions(partitions);
@@ -65,18 +89,44 @@ impl Source {
     }
 
     /// Cancel-safe.
-    async fn next_batch(&mut self) -> Option<Result<MessageBatch<Raw>, ReadError>> {
-        match self {
+    async fn next(&mut self) -> Option<Result<Next, ReadError>> {
+        let batch = match self {
             Self::Ephemeral(reader) => reader.next_batch().await,
             Self::Durable(subscriber) => subscriber.next_batch().await,
-        }
+            Self::Group(member) => loop {
+                let event = match member.next_event().await? {
+                    Ok(event) => event,
+                    Err(error) => return Some(Err(error)),
+                };
+                return Some(Ok(match event {
+                    GroupEvent::Messages(batch) => Next::Batch(batch),
+                    GroupEvent::Assigned(at) => Next::Assigned(at.partition),
+                    GroupEvent::Revoked { partition, .. } => Next::Revoked(partition),
+                    GroupEvent::Lost { partition } => Next::Lost(partition),
+                    _ => continue,
+                }));
+            },
+        };
+        batch.map(|batch| batch.map(Next::Batch))
     }
 
     fn ends(&self) -> Ends {
         match self {
             Self::Ephemeral(reader) => Ends::of(reader.partitions()),
             Self::Durable(subscriber) => Ends::of(subscriber.partitions()),
+            Self::Group(_) => Ends::of(&[]),
         }
+    }
+}
+
+/// The partition has another owner.
+fn is_lost(error: &AckError) -> bool {
+    match error {
+        AckError::Stale => true,
+        AckError::Refused(error) => {
+            matches!(error.code, ErrorCode::StaleOwnerEpoch | ErrorCode::UnknownSubscription)
+        }
+        _ => false,
     }
 }
 
@@ -136,7 +186,7 @@ impl Printer {
 
     async fn print_all(&mut self, interrupt: &mut Interrupt) -> Outcome {
         while self.left > 0 && !self.ends.as_ref().is_some_and(Ends::are_reached) {
-            let next = match self.source.next_batch().now_or_never() {
+            let next = match self.source.next().now_or_never() {
                 Some(next) => next,
                 None => {
                     // Nothing waits: show what there is before sleeping.
@@ -144,14 +194,27 @@ impl Printer {
                         return Ok(());
                     }
                     tokio::select! {
-                        next = self.source.next_batch() => next,
+                        next = self.source.next() => next,
                         () = interrupt.next() => return Ok(()),
                     }
                 }
             };
             match next {
                 None => return Ok(()),
-                Some(Ok(batch)) => {
+                Some(Ok(Next::Assigned(partition))) => {
+                    note(format_args!("partition {partition} is assigned"));
+                }
+                Some(Ok(Next::Revoked(partition))) => {
+                    note(format_args!("partition {partition} is revoked"));
+                    if self.settle().await? == Go::Stop {
+                        return Ok(());
+                    }
+                }
+                Some(Ok(Next::Lost(partition))) => {
+                    note(format_args!("partition {partition} is lost"));
+                    self.unacked.remove(&partition);
+                }
+                Some(Ok(Next::Batch(batch))) => {
                     if self.print(&batch)? == Go::Stop {
                         return Ok(());
                     }
@@ -252,9 +315,20 @@ impl Printer {
     async fn ack(&mut self) -> Outcome {
         self.acked_at = Instant::now();
         let positions = std::mem::take(&mut self.unacked);
-        let Source::Durable(subscriber) = &self.source else { return Ok(()) };
-        for position in positions.into_values() {
-            subscriber.ack_up_to(position).await.map_err(|error| {
+        for (partition, position) in positions {
+            let acked = match &self.source {
+                Source::Ephemeral(_) => return Ok(()),
+                Source::Durable(subscriber) => subscriber.ack_up_to(position).await,
+                Source::Group(member) => match member.ack_up_to(position).await {
+                    // The news that the partition is gone is on its way.
+                    Err(error) if is_lost(&error) => {
+                        note(format_args!("partition {partition} was lost before the ack"));
+                        Ok(())
+                    }
+                    acked => acked,
+                },
+            };
+            acked.map_err(|error| {
                 Failure::failed(error)
                     .next("the messages since the last ack will be delivered again")
             })?;

@@ -75,7 +75,13 @@ async fn ls(admin: &Admin, topic: &str, format: TableFormat) -> Outcome {
     })
 }
 
-async fn seek(admin: &Admin, topic: &str, name: &str, to: crate::start::From) -> Outcome {
+/// Moves a durable subscription and prints where it stands.
+pub(super) async fn seek(
+    admin: &Admin,
+    topic: &str,
+    name: &str,
+    to: crate::start::From,
+) -> Outcome {
     let to = resolve(to, admin, topic).await?;
     let moved = admin.seek(topic, name, to).await;
     let positions = moved.map_err(|error| admin_failure(&error, topic))?;

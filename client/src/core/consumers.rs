@@ -14,7 +14,7 @@ use postrider_protocol::{
 };
 
 use super::{
-    Engine, Transmit, closed,
+    Engine, Kind, Transmit, closed,
     completion::Promise,
     consumer::{Attached, Consumer, ConsumerOptions, Handed, Settling},
     link::{LinkFault, Purpose, SettleKind},
@@ -44,7 +44,7 @@ impl Engine {
     ) {
         match self.consumers.get_mut(&handle) {
             Some(consumer) => consumer.answered(now, reply, &mut self.wakes),
-            None if reply.is_ok() => self.detach.push(handle),
+            None if reply.is_ok() => self.detach.push((handle, Kind::Subscriber)),
             None => {}
         }
         self.forget_gone_consumers();

@@ -123,6 +123,7 @@ pub(crate) enum Purpose {
     Session(u32),
     Leaders(u32),
     Attach(SubscriptionHandle),
+    Join(SubscriptionHandle),
     Ack {
         handle: SubscriptionHandle,
         partition: PartitionId,

@@ -28,9 +28,10 @@ use postrider_protocol::{
     error::{ErrorBody, ErrorCode},
     frame::{Frame, FrameHeader, event, request},
     message::{
-        AckReply, Confirm, Deliver, Gap, Hello, HelloReply, Limits, Message, Metadata,
-        MetadataReply, OpenProducer, OpenProducerReply, Ping, PublishHead, ReturnReply, Seeked,
-        SubscribeReply, SubscriptionClosed, Unsubscribe,
+        AckReply, Confirm, Deliver, Gap, GroupAssigned, GroupFenced, GroupRevoked, Hello,
+        HelloReply, JoinGroupReply, LeaveGroup, Limits, Message, Metadata, MetadataReply,
+        OpenProducer, OpenProducerReply, Ping, PublishHead, ReturnReply, Seeked, SubscribeReply,
+        SubscriptionClosed, Unsubscribe,
     },
     types::{
         ClusterId, CorrelationId, Offset, PartitionId, ProducerId, SubscriptionHandle, TimestampMs,
@@ -47,7 +48,9 @@ use self::{
     },
     producer::{Ended, Enqueue, FlushOutcome, Producer, ProducerOptions, Question, TopicFacts},
     room::Ticket,
-    subscription::{AckFailure, AttachedPartition, Incoming, Subscription, SubscriptionOptions},
+    subscription::{
+        AckFailure, AttachedPartition, Incoming, MemberOptions, Subscription, SubscriptionOptions,
+    },
 };
 
 /// How often deadlines of requests and of deliveries are looked at, while there are any.
@@ -144,7 +147,7 @@ pub struct Engine {
     consumers: BTreeMap<SubscriptionHandle, Consumer>,
     next_handle: u32,
     /// Handles whose subscriptions were dropped while attached.
-    detach: Vec<SubscriptionHandle>,
+    detach: Vec<(SubscriptionHandle, Kind)>,
     next_sweep: Duration,
     attention: bool,
     closed: bool,
@@ -217,7 +220,7 @@ impl Engine {
             producer.listed = false;
         }
         for subscription in self.subscriptions.values_mut() {
-            subscription.disconnected();
+            subscription.disconnected(&mut self.wakes);
         }
         for consumer in self.consumers.values_mut() {
             consumer.disconnected(&mut self.wakes);
@@ -286,6 +289,27 @@ impl Engine {
                 self.lease_lost(&frame.message()?);
                 Ok(())
             }
+            Some(Api::GroupAssigned) => {
+                let assigned: GroupAssigned = frame.message()?;
+                if let Some(subscription) = self.subscriptions.get_mut(&assigned.handle) {
+                    subscription.assigned(&assigned.partition, &mut self.wakes);
+                }
+                Ok(())
+            }
+            Some(Api::GroupRevoked) => {
+                let revoked: GroupRevoked = frame.message()?;
+                if let Some(subscription) = self.subscriptions.get_mut(&revoked.handle) {
+                    subscription.revoked(&revoked, &mut self.wakes);
+                }
+                Ok(())
+            }
+            Some(Api::GroupFenced) => {
+                let fenced: GroupFenced = frame.message()?;
+                if let Some(subscription) = self.subscriptions.get_mut(&fenced.handle) {
+                    subscription.closed(now, fenced.error, &mut self.wakes);
+                }
+                Ok(())
+            }
             _ => Err(LinkFault::Unexpected { api: frame.header.api }),
         }
     }
@@ -337,7 +361,15 @@ impl Engine {
                     Some(subscription) => {
                         subscription.answered(now, reply, &mut self.wakes);
                     }
-                    None if reply.is_ok() => self.detach.push(handle),
+                    None if reply.is_ok() => self.detach.push((handle, Kind::Subscriber)),
+                    None => {}
+                }
+            }
+            Purpose::Join(handle) => {
+                let reply = decoded::<JoinGroupReply>(answer)?;
+                match self.subscriptions.get_mut(&handle) {
+                    Some(subscription) => subscription.joined(now, reply, &mut self.wakes),
+                    None if reply.is_ok() => self.detach.push((handle, Kind::Member)),
                     None => {}
                 }
             }
@@ -441,7 +473,7 @@ impl Engine {
     #[must_use]
     pub fn deadline(&mut self, now: Duration) -> Option<Duration> {
         let producers = self.producers.iter_mut().flatten().filter_map(|p| p.deadline(now)).min();
-        let attach = self.subscriptions.values().filter_map(Subscription::retry_at).min();
+        let attach = self.subscriptions.values().filter_map(Subscription::deadline).min();
         let consumers = self.consumers.values().filter_map(Consumer::deadline).min();
         let sweep = self.needs_sweep().then_some(self.next_sweep);
         [producers, attach, consumers, sweep, self.link.life_deadline()].into_iter().flatten().min()
@@ -528,13 +560,22 @@ impl Engine {
     }
 
     fn serve_subscriptions(&mut self, now: Duration, out: &mut Transmit) {
-        for handle in self.detach.drain(..) {
+        for (handle, kind) in self.detach.drain(..) {
             let correlation = self.link.register(Purpose::Ignored);
-            out.push(request(&Unsubscribe { handle }, correlation));
+            out.push(match kind {
+                Kind::Subscriber => request(&Unsubscribe { handle }, correlation),
+                Kind::Member => request(&LeaveGroup { handle, keep_place: false }, correlation),
+            });
         }
         for (handle, subscription) in &mut self.subscriptions {
             if let Some(subscribe) = subscription.question(now) {
                 out.push(request(&subscribe, self.link.register(Purpose::Attach(*handle))));
+            }
+            if let Some(join) = subscription.join_question(now) {
+                out.push(request(&join, self.link.register(Purpose::Join(*handle))));
+            }
+            if let Some(heartbeat) = subscription.heartbeat(now) {
+                out.push(event(&heartbeat));
             }
             if let Some(credit) = subscription.credit() {
                 out.push(event(&credit));
@@ -543,6 +584,9 @@ impl Engine {
                 let purpose =
                     Purpose::Ack { handle: *handle, partition: ack.partition, up_to: ack.up_to };
                 out.push(request(&ack, self.link.register(purpose)));
+            }
+            while let Some(released) = subscription.next_release(&mut self.wakes) {
+                out.push(request(&released, self.link.register(Purpose::Ignored)));
             }
         }
     }
@@ -740,12 +784,35 @@ impl Engine {
         handle
     }
 
+    /// Joins the consumer group of a durable subscription; `attached` is answered when the broker has taken it.
+    pub fn join_group(
+        &mut self,
+        options: SubscriptionOptions,
+        member: MemberOptions,
+        deadline: Duration,
+        attached: Promise<Result<Vec<AttachedPartition>, ErrorBody>>,
+    ) -> SubscriptionHandle {
+        let handle = self.subscribe(options, deadline, attached);
+        if let Some(subscription) = self.subscriptions.get_mut(&handle) {
+            subscription.make_member(member);
+        }
+        handle
+    }
+
+    /// Gives a revoked partition back, behind the acks that were asked for.
+    pub fn release(&mut self, handle: SubscriptionHandle, partition: PartitionId) {
+        if let Some(subscription) = self.subscriptions.get_mut(&handle) {
+            subscription.release(partition);
+            self.attention = true;
+        }
+    }
+
     /// Drops a subscription.
     pub fn unsubscribe(&mut self, handle: SubscriptionHandle) {
         if let Some(subscription) = self.subscriptions.remove(&handle)
             && subscription.is_attached()
         {
-            self.detach.push(handle);
+            self.detach.push((handle, subscription.kind()));
             self.attention = true;
         }
     }
@@ -834,6 +901,13 @@ impl Engine {
             consumer.check_invariants();
         }
     }
+}
+
+/// How a handle is given back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Kind {
+    Subscriber,
+    Member,
 }
 
 fn closed() -> ErrorBody {

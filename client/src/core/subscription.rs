@@ -8,6 +8,10 @@
 //!    └──── connection lost, or refused for now ───┘
 //! ```
 
+mod member;
+
+pub use member::MemberOptions;
+
 use std::{
     collections::{BTreeMap, VecDeque},
     task::{Context, Poll, Waker},
@@ -25,6 +29,7 @@ use postrider_protocol::{
     types::{Offset, PartitionId, SubscriptionHandle, TopicId},
 };
 
+use self::member::Member;
 use super::completion::{Promise, Wakes};
 
 /// The wait before a refused attach is repeated.
@@ -82,6 +87,20 @@ pub enum Incoming {
         partition: PartitionId,
         /// The next offset that will be delivered.
         next: Offset,
+    },
+    /// A partition is this member's: its messages follow.
+    Assigned(AttachedPartition),
+    /// Nothing more of a partition comes; it is to be released once its messages are processed.
+    Revoked {
+        /// The partition.
+        partition: PartitionId,
+        /// After this long it is lost.
+        drain: Duration,
+    },
+    /// A partition is another member's; what was not acknowledged is delivered there.
+    Lost {
+        /// The partition.
+        partition: PartitionId,
     },
     /// The last thing ever: why it ended.
     Ended(ErrorBody),
@@ -159,6 +178,8 @@ pub(crate) struct Subscription {
     attached: Option<Attached>,
     /// Some partition may have an ack to send.
     acks_wanted: bool,
+    /// It is a member of a consumer group: its partitions come and go.
+    member: Option<Member>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -190,6 +211,10 @@ struct Position {
     /// since then may still be acknowledged.
     continuous_from: u64,
     acks: Acks,
+    /// It is to be given back.
+    is_revoked: bool,
+    /// The application has finished with it: to be given back behind its acks.
+    is_released: bool,
 }
 
 #[derive(Debug, Default)]
@@ -223,6 +248,7 @@ impl Subscription {
             waker: None,
             attached: Some(Attached { promise, deadline }),
             acks_wanted: false,
+            member: None,
         }
     }
 
@@ -230,19 +256,19 @@ impl Subscription {
         self.phase == Phase::Attached
     }
 
-    pub(crate) fn retry_at(&self) -> Option<Duration> {
-        self.retry_at
-    }
-
     // The connection's side.
 
-    pub(crate) fn disconnected(&mut self) {
+    pub(crate) fn disconnected(&mut self, wakes: &mut Wakes) {
         if self.phase == Phase::Ended {
             return;
         }
         self.phase = Phase::Detached;
         self.retry_at = None;
         self.returnable = Amount::default();
+        if self.member.is_some() {
+            self.lose_everything(wakes);
+            return;
+        }
         for position in self.positions.values_mut() {
             if let Some(sent) = position.acks.sent.take() {
                 position.acks.wanted = position.acks.wanted.max(Some(sent));
@@ -256,9 +282,13 @@ impl Subscription {
         }
     }
 
+    fn may_ask(&self, now: Duration) -> bool {
+        self.phase == Phase::Detached && self.retry_at.is_none_or(|at| at <= now)
+    }
+
     /// The attach to ask for, if it is time.
     pub(crate) fn question(&mut self, now: Duration) -> Option<Subscribe> {
-        if self.phase != Phase::Detached || self.retry_at.is_some_and(|at| at > now) {
+        if self.member.is_some() || !self.may_ask(now) {
             return None;
         }
         self.phase = Phase::Attaching;
@@ -301,13 +331,19 @@ impl Subscription {
                 self.end(ErrorBody::new(ErrorCode::UnknownTopic, text), wakes);
             }
             Ok(reply) => self.attach(&reply, wakes),
-            Err(error) if error.code.retry() == Retry::Never => self.end(error, wakes),
+            Err(error) => self.refused(now, error, wakes),
+        }
+    }
+
+    fn refused(&mut self, now: Duration, error: ErrorBody, wakes: &mut Wakes) {
+        match error {
+            error if error.code.retry() == Retry::Never => self.end(error, wakes),
             // Who opens it named a partition that is not there: waiting until somebody adds it
             // would hide the mistake. Later on it can only be news that have not spread yet.
-            Err(error) if self.attached.is_some() && error.code == ErrorCode::UnknownPartition => {
+            error if self.attached.is_some() && error.code == ErrorCode::UnknownPartition => {
                 self.end(error, wakes);
             }
-            Err(error) => {
+            error => {
                 let wait = Duration::from_millis(u64::from(error.retry_after_ms)).max(ATTACH_WAIT);
                 self.phase = Phase::Detached;
                 self.retry_at = Some(now + wait);
@@ -339,6 +375,8 @@ impl Subscription {
                 owner_epoch: at.owner_epoch,
                 continuous_from: at.owner_epoch,
                 acks: Acks::default(),
+                is_revoked: false,
+                is_released: false,
             };
             self.positions.insert(at.partition, position);
             return;
@@ -425,19 +463,24 @@ impl Subscription {
         position.owner_epoch = seeked.owner_epoch;
         position.continuous_from = seeked.owner_epoch;
         position.acks.fail(&AckFailure::Stale, wakes);
-        // What waits was delivered for the old place. Its credit goes back.
+        // What waits was delivered for the old place.
+        self.drop_queued(seeked.partition);
+        let (partition, next) = (seeked.partition, seeked.next);
+        self.enqueue(Incoming::Seeked { partition, next }, wakes);
+    }
+
+    /// Drops what waits of a partition. Its credit goes back.
+    fn drop_queued(&mut self, partition: PartitionId) {
         let mut dropped = Amount::default();
         self.queue.retain(|incoming| match incoming {
-            Incoming::Run(run) if run.partition == seeked.partition => {
+            Incoming::Run(run) if run.partition == partition => {
                 dropped.add(run.amount());
                 false
             }
-            Incoming::Gap { partition, .. } => *partition != seeked.partition,
+            Incoming::Gap { partition: of, .. } => *of != partition,
             _ => true,
         });
         self.give_back(dropped);
-        let (partition, next) = (seeked.partition, seeked.next);
-        self.enqueue(Incoming::Seeked { partition, next }, wakes);
     }
 
     /// The broker ended the subscription; for now, or for good.
@@ -446,7 +489,7 @@ impl Subscription {
             self.end(error, wakes);
         } else {
             let wait = Duration::from_millis(u64::from(error.retry_after_ms)).max(ATTACH_WAIT);
-            self.disconnected();
+            self.disconnected(wakes);
             self.retry_at = Some(now + wait);
         }
     }
@@ -569,7 +612,11 @@ impl Subscription {
             return;
         }
         let Some(position) = self.positions.get_mut(&partition) else {
-            promise.fulfil(Err(AckFailure::UnknownPartition), wakes);
+            let failure = match self.member {
+                Some(_) => AckFailure::Stale,
+                None => AckFailure::UnknownPartition,
+            };
+            promise.fulfil(Err(failure), wakes);
             return;
         };
         if owner_epoch < position.continuous_from {

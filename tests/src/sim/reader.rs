@@ -253,6 +253,9 @@ impl Reader {
             Incoming::Seeked { partition, next } => {
                 self.next.insert(partition.0, next.0);
             }
+            Incoming::Assigned(_) | Incoming::Revoked { .. } | Incoming::Lost { .. } => {
+                panic!("{}: told as a member, which it is not", self.who);
+            }
             Incoming::Ended(error) => {
                 self.ended = true;
                 oracle.violate(format!("{}: ended by {error}", self.who));
