@@ -1,5 +1,5 @@
 //! Owns what a consumer's application and the engine share: [`Desk`], where the outcomes of deliveries are laid down
-//! without the engine's lock, [`Grant`], which names one hand-out, and [`Completion`], which answers who waits for a
+//! without the engine's lock, [`Grant`], which names one hand-out, and `Completion`, which answers who waits for a
 //! settlement. Never speaks to a broker. Filled by the application, emptied by the consumer's state machine.
 
 use std::{
