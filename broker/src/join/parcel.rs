@@ -101,8 +101,9 @@ impl Parcel {
                     piece.end = next;
                 } else {
                     self.push(slice, &piece);
+                    let whole = slice.slice(piece.end..next);
                     piece = next..next;
-                    if !self.add_rebuilt(order, &entry, base)? {
+                    if !self.add_part(order, &entry, whole, base)? {
                         return Ok(false);
                     }
                 }
@@ -119,25 +120,27 @@ impl Parcel {
         }
     }
 
-    fn add_rebuilt(
+    /// Adds an entry with its leased messages alone. One that cannot be taken apart goes as it is: the client says
+    /// what is wrong with each message and gives it back, so that it costs itself and not its consumers.
+    fn add_part(
         &mut self,
         order: &Order<'_>,
         entry: &EntryView<'_>,
+        whole: Bytes,
         base: u64,
     ) -> Result<bool, Missing> {
         let is_leased = |offset| holds(order.runs, offset);
-        let rebuilt = rebuild(entry, is_leased, order.limits)
-            .map_err(|error| Missing::Unreadable(error.to_string()))?;
-        let bytes = self.bytes + rebuilt.len();
+        let part = rebuild(entry, is_leased, order.limits).unwrap_or(whole);
+        let bytes = self.bytes + part.len();
         if bytes <= order.bytes_max {
             self.bytes = bytes;
-            self.slices.push(rebuilt);
+            self.slices.push(part);
             Ok(true)
         } else if self.bytes > 0 {
             self.cut = Some(Offset(base));
             Ok(false)
         } else {
-            Err(Missing::TooLarge(rebuilt.len()))
+            Err(Missing::TooLarge(part.len()))
         }
     }
 }

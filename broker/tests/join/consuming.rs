@@ -576,3 +576,43 @@ fn with_key_order_messages_of_a_key_go_out_one_after_another() {
     assert!(worker.ack(&first[..1]).unwrap().exceptions.is_empty());
     assert_eq!(offsets(&worker.leases()), [2], "the next of its key");
 }
+
+/// A batch may hold anything: the broker checks its crc and its fields. What cannot be taken apart goes out as it is.
+#[test]
+fn a_batch_of_no_records_costs_itself_and_not_its_consumers() {
+    let broker = open_sim(&SimDisk::new(1));
+    let mut producer = fill(&broker, "jobs", 0, 1);
+    let request = Metadata { topics: vec!["jobs".to_string()] };
+    let metadata: MetadataReply = producer.ask(&request).unwrap();
+    let (id, epoch) = (metadata.topics[0].id, metadata.topics[0].partitions[0].leader_epoch);
+    let mut broken = publish(id, epoch, ProducerId::NONE, 0, &["a", "b", "c", "d"]);
+    let mut body = broken.batch.body.to_vec();
+    body[40..].fill(0xff);
+    broken.batch.crc = crc32fast::hash(&body);
+    broken.batch.body = body.into();
+    producer.send_event(&broken);
+    producer.settle();
+    assert_eq!(producer.confirms().iter().map(|run| run.count).sum::<u32>(), 4);
+    publish_range(&mut producer, "jobs", 4..5, 1);
+
+    // One message at a time, so that a part of the batch is asked for.
+    let mut worker = Worker::with(&broker, &Consume { credit_messages: 1, ..consume("jobs", 1) });
+    for offset in 0..4 {
+        let leases = worker.peer.take::<Lease>();
+        assert_eq!(leases.len(), 1, "offset {offset}");
+        let run = leases[0].head.runs[0];
+        assert_eq!((run.first, run.count), (Offset(offset), 1));
+        let entry = EntryIter::new(leases[0].entries.clone()).next().unwrap().unwrap();
+        entry.check_body().unwrap();
+        let leased = Leased {
+            offset,
+            text: String::new(),
+            attempt: run.attempt,
+            failures: run.failures,
+            dispatch: offset,
+        };
+        assert!(worker.ack(&[leased]).unwrap().exceptions.is_empty());
+        worker.peer.send_event(&Credit { handle: HANDLE, messages: 1, bytes: 1 << 20 });
+    }
+    assert_eq!(offsets(&worker.leases()), [4], "the next batch is not held up");
+}
