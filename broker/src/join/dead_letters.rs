@@ -25,7 +25,7 @@ use postrider_protocol::types::{
 };
 
 use crate::join::catalog::{Ask, Catalog, Then};
-use crate::join::hub::{Hub, lock};
+use crate::join::hub::lock;
 use crate::join::letter::{self, Letter};
 use crate::join::partition::PartitionHandle;
 
@@ -94,22 +94,24 @@ impl DeadLetters {
         outgoing.wanted = Some(Duration::ZERO);
     }
 
-    /// What became of letters.
+    /// What became of letters; tells how many are stored.
     pub(crate) fn confirmed(
         &self,
         queue: QueueKey,
         target: DeadTarget,
         run: &ConfirmRun,
         now: Duration,
-    ) {
+    ) -> u64 {
+        let mut count = 0;
         let mut inner = lock(&self.inner);
         let Inner { queues, stored } = &mut *inner;
-        let Some(outgoing) = queues.get_mut(&queue) else { return };
+        let Some(outgoing) = queues.get_mut(&queue) else { return count };
         for nth in 0..u64::from(run.count) {
             let place = (target, Sequence(run.base_sequence.0 + nth));
             let Some(letter) = outgoing.under_way.get_mut(&place) else { continue };
             match &run.outcome {
                 Outcome::Committed { .. } | Outcome::Duplicate { .. } => {
+                    count += u64::from(letter.stored.is_none());
                     letter.stored = Some(now);
                     stored.push((queue, letter.letter));
                     outgoing.wanted = outgoing.wanted.or(Some(now));
@@ -121,11 +123,12 @@ impl DeadLetters {
                 }
             }
         }
+        count
     }
 
     /// Does what is due.
-    pub(crate) fn tick(&self, hub: &Hub, catalog: &Catalog, now: Now) {
-        self.settle_stored(hub, now);
+    pub(crate) fn tick(&self, catalog: &Catalog, now: Now) {
+        self.settle_stored(now);
         for (queue, partition) in self.take_wanted(now.monotonic) {
             if let Err(error) = self.publish(catalog, queue, &partition, now) {
                 tracing::warn!(?queue, %error, "dead letters wait");
@@ -135,7 +138,7 @@ impl DeadLetters {
     }
 
     /// Tells the sources which letters are stored.
-    fn settle_stored(&self, hub: &Hub, now: Now) {
+    fn settle_stored(&self, now: Now) {
         let mut by_queue: BTreeMap<(QueueKey, u64), (Arc<PartitionHandle>, Vec<Offset>)> =
             BTreeMap::new();
         {
@@ -150,7 +153,6 @@ impl DeadLetters {
             }
         }
         for ((queue, sub_epoch), (partition, offsets)) in by_queue {
-            hub.counters.queue_dead_lettered.add(offsets.len() as u64);
             partition.lead_if_folded(now, |leader, turn| {
                 leader.dead_done(&partition, queue.2, sub_epoch, &offsets, turn);
             });

@@ -55,7 +55,7 @@ impl Housekeeping {
     /// `written_bytes` is what was written to segments since the start.
     pub(crate) fn tick(&mut self, hub: &Hub, catalog: &Catalog, written_bytes: u64, now: Now) {
         tick_queues(hub, now);
-        hub.dead_letters.tick(hub, catalog, now);
+        hub.dead_letters.tick(catalog, now);
         let before = self.last.replace(now);
         let passed =
             before.map_or(Duration::ZERO, |before| now.monotonic.saturating_sub(before.monotonic));

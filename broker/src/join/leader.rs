@@ -424,7 +424,9 @@ impl Leader {
                     count_outcome(partition, &run);
                     if let Route::Letter(queue, target) = route {
                         let now = turn.now.monotonic;
-                        partition.hub.dead_letters.confirmed(queue, target, &run, now);
+                        let hub = &partition.hub;
+                        let stored = hub.dead_letters.confirmed(queue, target, &run, now);
+                        hub.counters.queue_dead_lettered.add(stored);
                         continue;
                     }
                     confirm(&route, Some(run), bytes, turn);
