@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use postrider_core::Now;
 use postrider_core::cursors::Position;
 use postrider_core::metadata::Subscription;
 use postrider_core::partition::{
@@ -31,6 +32,9 @@ use crate::join::partition::{PartitionHandle, Turn};
 use crate::join::session::SessionTask;
 
 pub(crate) use queue::{Clean, Fed, NewMember, SettleKind, Settling};
+
+/// How long subscriptions wait for another try after the store refused them.
+const RETRY_WAIT: Duration = Duration::from_millis(100);
 
 /// Where an answer goes.
 #[derive(Clone)]
@@ -77,6 +81,8 @@ pub(crate) struct Leader {
     bytes_since: u64,
     /// The version of the topic's subscriptions that this agrees with.
     pub(crate) subscriptions_version: u64,
+    /// When it was last tried to create what the topic's subscriptions say, in monotonic time.
+    subscriptions_tried: Duration,
 }
 
 impl Leader {
@@ -99,6 +105,7 @@ impl Leader {
             snapshot_bytes: 0,
             bytes_since: 0,
             subscriptions_version: 0,
+            subscriptions_tried: Duration::ZERO,
         }
     }
 
@@ -115,9 +122,9 @@ impl Leader {
         self.owners.get(&subscription).is_some_and(|owner| !owner.outbox.is_closed())
     }
 
-    /// Whether subscriptions of the topic could not be created here so far.
-    pub(crate) fn lacks_subscriptions(&self) -> bool {
-        !self.core.required().is_empty()
+    /// Whether subscriptions of the topic could not be created here so far, and it is time to try again.
+    pub(crate) fn may_try_subscriptions(&self, now: Now) -> bool {
+        !self.core.required().is_empty() && now.monotonic >= self.subscriptions_tried + RETRY_WAIT
     }
 
     /// Creates what the topic's subscriptions say and the partition lacks; removes the others.
@@ -137,6 +144,7 @@ impl Leader {
         for orphan in orphans {
             self.unsubscribe(partition, orphan, turn);
         }
+        self.subscriptions_tried = turn.now.monotonic;
         self.core.require_subscriptions(wanted.keys().copied());
         for id in self.core.required().to_vec() {
             if let Some(subscription) = wanted.get(&id) {

@@ -254,10 +254,11 @@ impl PartitionHandle {
     }
 
     /// Has the leader agree with the topic's subscriptions, if these were changed, or some are not there yet:
-    /// a full disk refuses them, and nobody else asks again.
+    /// a full disk refuses them, and nobody else asks again. Not at each request: that would be an attempt and a
+    /// line in the log per publish for as long as the disk is full.
     fn follow_subscriptions(&self, leader: &mut Leader, turn: &mut Turn<'_>) {
         let version = self.rules.subscriptions_version.load(Ordering::Acquire);
-        if leader.subscriptions_version != version || leader.lacks_subscriptions() {
+        if leader.subscriptions_version != version || leader.may_try_subscriptions(turn.now) {
             self.reconcile(leader, turn);
         }
     }
