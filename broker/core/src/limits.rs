@@ -82,9 +82,6 @@ pub const SESSION_GRACE_MS: u64 = 5_000;
 /// Messages that one lease request hands out; who wants more asks again.
 pub const LEASE_MESSAGES_MAX: u64 = 4_096;
 
-/// Messages that one ack or return may name, leased or not. Beyond: `LimitExceeded`.
-pub const SETTLE_MESSAGES_MAX: u64 = 1 << 20;
-
 /// Messages of a queue that wait for an earlier one of their key. At the bound no more is read ahead.
 pub const QUEUE_BLOCKED_MAX: usize = 65_536;
 

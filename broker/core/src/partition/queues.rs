@@ -7,7 +7,9 @@
 use std::time::Duration;
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{AckRun, LeaseRun, QueuePartition, QueuePolicy, ReturnAction};
+use postrider_protocol::message::{
+    AckRun, LeaseRun, QueuePartition, QueuePolicy, ReturnAction, SETTLE_MESSAGES_MAX,
+};
 use postrider_protocol::types::{
     LeaderEpoch, Offset, PartitionId, Sequence, SubscriptionId, TimestampMs, TopicId,
 };
@@ -19,7 +21,7 @@ use super::queue_commands::{DeadIntent, Returned, reason_of};
 use super::queue_ops::QueueOp;
 use super::state::{Change, PartitionState};
 use super::subscriptions::Subscriptions;
-use crate::limits::{RETURN_DELAY_MS_MAX, SETTLE_MESSAGES_MAX};
+use crate::limits::RETURN_DELAY_MS_MAX;
 use crate::now::Now;
 use crate::queue::{
     AckRequest, Ahead, Committed, Consumed, DeadLetter, DeadTarget, Dispatcher, Holds, LeaseCredit,

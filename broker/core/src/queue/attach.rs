@@ -3,12 +3,11 @@
 
 use std::collections::BTreeMap;
 
-use postrider_protocol::message::{AckRun, LeaseRun};
+use postrider_protocol::message::{AckRun, LeaseRun, SETTLE_MESSAGES_MAX};
 
 use super::dispatch::{Committed, Dispatcher, push_run};
 use super::held::{Held, HeldState, NOBODY};
 use super::settled::OffsetRange;
-use crate::limits::SETTLE_MESSAGES_MAX;
 
 /// What a consumer says it holds.
 #[derive(Clone, Copy, Debug)]
