@@ -12,6 +12,8 @@ mod partition;
 mod planted;
 #[path = "../model/random.rs"]
 mod random;
+#[path = "../model/seeds.rs"]
+mod seeds;
 mod world;
 
 use std::time::Duration;
@@ -19,36 +21,21 @@ use std::time::Duration;
 use planted::Planted;
 use postrider_core::group::{Effect, Group, GroupOptions, Join, MemberId, Released};
 use postrider_protocol::types::{Offset, PartitionId};
+use seeds::{Replay, number};
 use world::{Counts, World};
 
 /// Histories of an ordinary run, and steps of each: six million operations together.
 const SEEDS: u64 = 4_000;
 const STEPS: u32 = 1_500;
 
-/// Prints the seed of a history that panics.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("replay: POSTRIDER_SEED={} cargo test -p postrider-core --test group", self.0);
-        }
-    }
-}
-
 fn run(seed: u64, steps: u32, planted: Option<Planted>) -> Counts {
-    let seed = Seed(seed);
-    let mut world = World::new(seed.0, planted);
+    let _replay = Replay { seed, test: "group" };
+    let mut world = World::new(seed, planted);
     for _ in 0..steps {
         world.step();
     }
     world.settle();
     world.counts
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: not a number")))
 }
 
 /// Properties D1-D6 and C1 as far as a group can break them; `judge` says where each is checked.

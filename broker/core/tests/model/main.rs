@@ -11,38 +11,24 @@ mod consumers;
 mod log;
 mod producers;
 mod random;
+mod seeds;
 mod world;
 
+use seeds::{Replay, number};
 use world::World;
 
 /// Histories of an ordinary run, and steps of each.
 const SEEDS: u64 = 600;
 const STEPS: u32 = 2_000;
 
-/// Prints the seed of a history that panics.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!("replay: POSTRIDER_SEED={} cargo test -p postrider-core --test model", self.0);
-        }
-    }
-}
-
 fn run(seed: u64, steps: u32) -> world::Counts {
-    let seed = Seed(seed);
-    let mut world = World::new(seed.0);
+    let _replay = Replay { seed, test: "model" };
+    let mut world = World::new(seed);
     for _ in 0..steps {
         world.step();
     }
     world.settle();
     world.counts
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: not a number")))
 }
 
 /// `POSTRIDER_SEEDS` sets how many histories there are, `POSTRIDER_SEED` replays one.

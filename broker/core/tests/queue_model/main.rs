@@ -8,42 +8,27 @@
 #![allow(clippy::print_stdout, reason = "a failing seed has to be seen")]
 
 mod naive;
+#[path = "../model/random.rs"]
 mod random;
+#[path = "../model/seeds.rs"]
+mod seeds;
 mod world;
 
+use seeds::{Replay, number};
 use world::World;
 
 /// Histories of an ordinary run, and steps of each: a million operations.
 const SEEDS: u64 = 1_000;
 const STEPS: u32 = 1_000;
 
-/// Prints the seed of a history that panics.
-struct Seed(u64);
-
-impl Drop for Seed {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            println!(
-                "replay: POSTRIDER_SEED={} cargo test -p postrider-core --test queue_model",
-                self.0
-            );
-        }
-    }
-}
-
 fn run(seed: u64, steps: u32) -> world::Counts {
-    let seed = Seed(seed);
-    let mut world = World::new(seed.0);
+    let _replay = Replay { seed, test: "queue_model" };
+    let mut world = World::new(seed);
     for _ in 0..steps {
         world.step();
     }
     world.drain();
     world.counts
-}
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{variable}={text}: not a number")))
 }
 
 /// `POSTRIDER_SEEDS` sets how many histories there are, `POSTRIDER_SEED` replays one.
