@@ -4,16 +4,19 @@
 //! Little-endian; `v` is a canonical varint of 7 bits per byte; all bytes are consumed.
 //!
 //! ```text
-//! u8 version 2 | u64 end index | u64 end offset | u64 append_time | u16 apply_version
+//! u8 version 3 | u64 end index | u64 end offset | u64 append_time | u16 apply_version
 //! u32 count | count x (u32 leader_epoch | u64 start index | u64 start offset)
 //! i64 expired_max
 //! u32 count | count x (i64 producer | u16 epoch | u64 next_sequence | u64 last_active
 //!                      | u32 runs | runs x (v sequence gap | v offset gap | v time step | v count))
 //! u32 count | count x (16 subscription | u8 mode (0 stream, 1 queue) | u64 acked | u64 epoch)
 //! then, for each subscription of mode 1, in the same order: its queue, as `queue_snapshot` says
+//! u8 count | count x (u8 tag | u32 len | len bytes: the section), tags rising
 //! ```
-//! Gaps are measured from the end of the run before; the first one from zero. Version 1 had no mode 1;
-//! such snapshots still decode.
+//! Gaps are measured from the end of the run before; the first one from zero. What a feature adds to the
+//! state is a section of its own, left out while it is empty, so that features need not know each other's
+//! versions; a tag that is not known here means a later version of the broker. Version 2 had no sections,
+//! version 1 no mode 1 either; such snapshots still decode.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -29,7 +32,9 @@ use crate::cursors::Position;
 use crate::limits::{EPOCHS_MAX, SESSION_RUNS_MAX};
 use crate::queue::QueueState;
 
-const SNAPSHOT_VERSION: u8 = 2;
+const SNAPSHOT_VERSION: u8 = 3;
+/// Without sections.
+const SNAPSHOT_VERSION_PLAIN: u8 = 2;
 /// Without queues.
 const SNAPSHOT_VERSION_STREAMS: u8 = 1;
 
@@ -58,6 +63,7 @@ impl PartitionState {
         for queue in self.queues.values() {
             out.put(queue);
         }
+        put_sections(&mut out, &[]);
         bytes.freeze()
     }
 
@@ -69,7 +75,7 @@ impl PartitionState {
     pub fn decode_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
         let mut input = Reader::new(bytes);
         let version: u8 = input.take()?;
-        if version != SNAPSHOT_VERSION && version != SNAPSHOT_VERSION_STREAMS {
+        if !(SNAPSHOT_VERSION_STREAMS..=SNAPSHOT_VERSION).contains(&version) {
             return Err(SnapshotError::Version(version));
         }
         let end: Position = input.take()?;
@@ -95,10 +101,44 @@ impl PartitionState {
             }
             queues.insert(*id, queue);
         }
+        let sections = if version > SNAPSHOT_VERSION_PLAIN {
+            take_sections(&mut input)?
+        } else {
+            BTreeMap::new()
+        };
         input.finish()?;
+        if let Some(tag) = sections.keys().next() {
+            return Err(SnapshotError::Section(*tag));
+        }
         let subscriptions = Subscriptions { by_id };
         Ok(Self { end, append_time, apply_version, epochs, producers, subscriptions, queues })
     }
+}
+
+/// Sections by rising tag.
+fn put_sections(out: &mut Writer<'_>, sections: &[(u8, Bytes)]) {
+    assert!(sections.is_sorted_by(|a, b| a.0 < b.0), "sections stand in the order of their tags");
+    out.put(&u8::try_from(sections.len()).expect("a tag is a byte, each stands once"));
+    for (tag, bytes) in sections {
+        out.put(tag);
+        out.put(&u32::try_from(bytes.len()).expect("a snapshot is far below 4 GiB"));
+        out.bytes(bytes);
+    }
+}
+
+fn take_sections<'a>(input: &mut Reader<'a>) -> Result<BTreeMap<u8, &'a [u8]>, DecodeError> {
+    let count: u8 = input.take()?;
+    let mut sections = BTreeMap::new();
+    for _ in 0..count {
+        let tag: u8 = input.take()?;
+        if sections.last_key_value().is_some_and(|(last, _)| *last >= tag) {
+            return Err(DecodeError::Invalid("order of sections"));
+        }
+        let len: u32 = input.take()?;
+        let len = usize::try_from(len).map_err(|_above_usize| DecodeError::Invalid("section"))?;
+        sections.insert(tag, input.bytes(len)?);
+    }
+    Ok(sections)
 }
 
 fn take_producers(input: &mut Reader<'_>) -> Result<Producers, DecodeError> {
@@ -261,6 +301,9 @@ pub enum SnapshotError {
     /// Its entries were applied by rules of a later version of the broker.
     #[error("the snapshot has apply version {0}, which is not known here")]
     ApplyVersion(u16),
+    /// It holds a part that belongs to a later version of the broker.
+    #[error("the snapshot has a section {0}, which is not known here")]
+    Section(u8),
     /// The bytes are not canonical.
     #[error("the snapshot is malformed: {0}")]
     Malformed(#[from] DecodeError),
@@ -288,5 +331,34 @@ mod tests {
         assert_eq!(PartitionState::decode_snapshot(&bytes), Ok(PartitionState::default()));
         bytes[0] = 9;
         assert_eq!(PartitionState::decode_snapshot(&bytes), Err(SnapshotError::Version(9)));
+    }
+
+    #[test]
+    fn a_snapshot_without_sections_still_decodes() {
+        let mut bytes = PartitionState::default().encode_snapshot().to_vec();
+        assert_eq!(bytes.pop(), Some(0), "an empty state has no section");
+        bytes[0] = SNAPSHOT_VERSION_PLAIN;
+        assert_eq!(PartitionState::decode_snapshot(&bytes), Ok(PartitionState::default()));
+    }
+
+    #[test]
+    fn a_section_of_a_later_version_is_refused() {
+        let mut bytes = BytesMut::from(&PartitionState::default().encode_snapshot()[..]);
+        bytes.truncate(bytes.len() - 1);
+        put_sections(&mut Writer::new(&mut bytes), &[(200, Bytes::from_static(b"later"))]);
+        assert_eq!(PartitionState::decode_snapshot(&bytes), Err(SnapshotError::Section(200)));
+    }
+
+    #[test]
+    fn sections_stand_once_in_the_order_of_their_tags() {
+        let mut bytes = BytesMut::new();
+        let sections = [(3, Bytes::from_static(b"c")), (7, Bytes::new())];
+        put_sections(&mut Writer::new(&mut bytes), &sections);
+        let taken = take_sections(&mut Reader::new(&bytes)).expect("decodes");
+        assert_eq!(taken, BTreeMap::from([(3, &b"c"[..]), (7, &b""[..])]));
+        for refused in [&[1_u8, 3][..], &[2, 3, 0, 0, 0, 0, 3, 0, 0, 0, 0], &[1, 3, 2, 0, 0, 0, 9]]
+        {
+            assert!(take_sections(&mut Reader::new(refused)).is_err(), "{refused:?}");
+        }
     }
 }
