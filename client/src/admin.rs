@@ -8,7 +8,7 @@ use postrider_protocol::{
         DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, DescribeGroup, DescribeGroupReply,
         DescribeTopic, DescribeTopicReply, ListOffsets, ListOffsetsReply, ListSubscriptions,
         ListSubscriptionsReply, Message, Metadata, MetadataReply, Ping, PingReply, Seek, SeekReply,
-        Start, SubscriptionDescription, TopicConfig,
+        Start, SubscriptionDescription, TopicBounds, TopicConfig,
     },
     types::{Durability, Offset, PartitionId, TimestampMs, TopicKind},
 };
@@ -55,6 +55,7 @@ impl NewTopic {
             retention_ms: None,
             retention_bytes: None,
             message_bytes_max: None,
+            bounds: TopicBounds::default(),
         };
         Self { name: name.into(), config, if_not_exists: false }
     }
@@ -92,6 +93,12 @@ impl NewTopic {
     /// Sets the largest message.
     pub fn message_bytes_max(mut self, bytes: u32) -> Self {
         self.config.message_bytes_max = Some(bytes);
+        self
+    }
+
+    /// Sets how old and how many messages may be.
+    pub fn bounds(mut self, bounds: TopicBounds) -> Self {
+        self.config.bounds = bounds;
         self
     }
 

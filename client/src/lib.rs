@@ -83,7 +83,7 @@ pub use postrider_protocol::{
         CreateTopicReply, DescribeGroupReply, DescribeQueueReply, DescribeTopicReply, GapReason,
         GroupPartition, MetadataReply, PartitionDescription, PartitionMetadata, QueueConsumer,
         QueuePartition, QueuePolicy, Start, SubscriptionDescription, SubscriptionPosition,
-        TopicConfig, TopicMetadata, WhyMessageReply,
+        TopicBounds, TopicConfig, TopicMetadata, WhyMessageReply,
     },
     types::{
         ClusterId, Compression, Durability, LeaderEpoch, MemberId, NodeId, Offset, PartitionId,

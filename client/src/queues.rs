@@ -4,7 +4,7 @@ use postrider_protocol::{
     message::{
         AlterQueue, AlterQueueReply, CreateQueue, CreateQueueReply, CreateSubscription,
         CreateSubscriptionReply, DescribeQueue, DescribeQueueReply, PurgeQueue, PurgeQueueReply,
-        QueuePolicy, Start, WhyMessage, WhyMessageReply,
+        QueuePolicy, Start, TopicBounds, WhyMessage, WhyMessageReply,
     },
     types::{Durability, Offset, PartitionId},
 };
@@ -47,6 +47,7 @@ pub struct NewQueue {
     partitions: u32,
     durability: Durability,
     message_bytes_max: Option<u32>,
+    bounds: TopicBounds,
     policy: QueuePolicy,
     if_not_exists: bool,
 }
@@ -59,6 +60,7 @@ impl NewQueue {
             partitions: 1,
             durability: Durability::Fsync,
             message_bytes_max: None,
+            bounds: TopicBounds::default(),
             policy: QueuePolicy::default(),
             if_not_exists: false,
         }
@@ -79,6 +81,12 @@ impl NewQueue {
     /// Sets the largest message.
     pub fn message_bytes_max(mut self, bytes: u32) -> Self {
         self.message_bytes_max = Some(bytes);
+        self
+    }
+
+    /// Sets how old and how many unsettled messages may be.
+    pub fn bounds(mut self, bounds: TopicBounds) -> Self {
+        self.bounds = bounds;
         self
     }
 
@@ -150,10 +158,24 @@ impl Admin {
     /// # Cancel safety
     /// Not cancel-safe: once polled, the queue may be created all the same, also after the future was dropped.
     pub async fn create_queue(&self, queue: NewQueue) -> Result<CreateQueueReply, AdminError> {
-        let NewQueue { name, partitions, durability, message_bytes_max, policy, if_not_exists } =
-            queue;
-        let request =
-            CreateQueue { name, partitions, durability, message_bytes_max, policy, if_not_exists };
+        let NewQueue {
+            name,
+            partitions,
+            durability,
+            message_bytes_max,
+            bounds,
+            policy,
+            if_not_exists,
+        } = queue;
+        let request = CreateQueue {
+            name,
+            partitions,
+            durability,
+            message_bytes_max,
+            bounds,
+            policy,
+            if_not_exists,
+        };
         self.ask(&request, repeat(if_not_exists)).await
     }
 

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{api::Api, codec::DecodeError};
 
+mod bounds;
 mod confirm;
 mod deliver;
 mod group;
@@ -21,6 +22,7 @@ mod subscribe;
 mod subscription;
 mod topic;
 
+pub use bounds::{BoundsChange, Expired, Overflow, TopicBounds};
 pub use confirm::{CONFIRM_RUN_BYTES, Confirm, ConfirmRun, Outcome};
 pub use deliver::{DELIVER_HEAD_BYTES, Deliver, DeliverHead};
 pub use group::{

@@ -16,7 +16,7 @@ use postrider_protocol::frame::{Frame, FrameDecoder, event, request};
 use postrider_protocol::message::{
     AckLevel, Confirm, ConfirmRun, CreateTopic, CreateTopicReply, Credit, Deliver, Hello,
     HelloReply, Message, Metadata, MetadataReply, Ping, PingReply, PublishHead, Start, Subscribe,
-    SubscribeReply, TopicConfig, TopicMetadata,
+    SubscribeReply, TopicBounds, TopicConfig, TopicMetadata,
 };
 use postrider_protocol::types::{
     ClusterId, Compression, CorrelationId, Durability, LeaderEpoch, Offset, PartitionId,
@@ -154,6 +154,7 @@ impl WireClient {
             retention_ms: None,
             retention_bytes: None,
             message_bytes_max: None,
+            bounds: TopicBounds::default(),
         };
         let _reply: CreateTopicReply =
             self.ask(&CreateTopic { name: name.to_owned(), config, if_not_exists: true })?;

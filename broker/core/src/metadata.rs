@@ -6,6 +6,7 @@
 mod command;
 mod image;
 mod rules;
+mod settings;
 mod snapshot;
 
 pub use command::{Command, TopicChange};

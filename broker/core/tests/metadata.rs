@@ -7,7 +7,7 @@ use postrider_core::metadata::{
 };
 use postrider_protocol::codec::Writer;
 use postrider_protocol::error::ErrorCode;
-use postrider_protocol::message::{QueuePolicy, Start, TopicConfig};
+use postrider_protocol::message::{QueuePolicy, Start, TopicBounds, TopicConfig};
 use postrider_protocol::types::*;
 
 const TOPIC: TopicId = TopicId([3; 16]);
@@ -21,6 +21,7 @@ fn config(kind: TopicKind) -> TopicConfig {
         retention_ms: None,
         retention_bytes: None,
         message_bytes_max: None,
+        bounds: TopicBounds::default(),
     }
 }
 
@@ -166,7 +167,21 @@ fn a_snapshot_holds_all_and_is_refused_when_cut() {
     for len in 0..bytes.len() {
         assert!(Image::decode_snapshot(&bytes[..len]).is_err());
     }
-    assert!(Image::decode_snapshot(&[&[3], &bytes[1..]].concat()).is_err());
+    assert!(Image::decode_snapshot(&[&[4], &bytes[1..]].concat()).is_err());
+}
+
+/// What a broker without settings wrote of a queue.
+#[test]
+fn a_snapshot_of_version_2_is_read() {
+    let image = image(&[create_queue()]);
+    let bytes = image.encode_snapshot();
+    // A topic's settings stand behind its config: one byte, for there are none.
+    let name = b"jobs";
+    let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
+    let settings = at + 4 + 1 + 1 + 3;
+    assert_eq!(bytes[settings], 0);
+    let before = [&[2], &bytes[1..settings], &bytes[settings + 1..]].concat();
+    assert_eq!(Image::decode_snapshot(&before), Ok(image));
 }
 
 /// What a broker without queues wrote of a cluster with one topic and one stream subscription.

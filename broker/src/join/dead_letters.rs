@@ -19,7 +19,7 @@ use postrider_core::Now;
 use postrider_core::metadata::Command;
 use postrider_core::queue::{DeadLetter, DeadTarget};
 use postrider_protocol::error::ErrorBody;
-use postrider_protocol::message::{ConfirmRun, Outcome, TopicConfig};
+use postrider_protocol::message::{ConfirmRun, Outcome, TopicBounds, TopicConfig};
 use postrider_protocol::types::{
     Durability, Offset, PartitionId, Sequence, SubscriptionId, TopicId, TopicKind,
 };
@@ -247,6 +247,7 @@ impl DeadLetters {
                 retention_ms: None,
                 retention_bytes: None,
                 message_bytes_max: None,
+                bounds: TopicBounds::default(),
             };
             let (id, name) = (TopicId(desk.uuid()), name.to_string());
             let command = Command::CreateTopic { id, name, config, created: now.wall };

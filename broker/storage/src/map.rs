@@ -121,38 +121,3 @@ impl DiskMap for OsMap {
         true
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The mapping has no file, since Miri, which is to see this test, maps none.
-    #[test]
-    fn slices_are_the_mapped_bytes_and_outlive_every_other_handle() {
-        let mut pages = MmapOptions::new().len(2 * PAGE_BYTES).map_anon().expect("memory");
-        for (nth, byte) in pages.iter_mut().enumerate() {
-            *byte = u8::try_from(nth % 251).expect("a remainder");
-        }
-        let expected = pages.to_vec();
-        let map = Arc::new(OsMap { raw: MmapRaw::from(pages) });
-        let len = map.len();
-        let across_pages = PAGE_BYTES - 7..PAGE_BYTES + 9;
-        let slices = [0..0, 0..len, across_pages.clone(), len - 1..len, len..len]
-            .map(|range| (range.clone(), Arc::clone(&map).slice(range)));
-        drop(map);
-        for (range, slice) in &slices {
-            assert_eq!(slice[..], expected[range.clone()], "{range:?}");
-        }
-        let part = slices[1].1.slice(across_pages.clone());
-        drop(slices);
-        assert_eq!(part[..], expected[across_pages]);
-    }
-
-    #[test]
-    #[should_panic(expected = "exceeds")]
-    fn a_slice_behind_the_mapping_is_refused() {
-        let pages = MmapOptions::new().len(PAGE_BYTES).map_anon().expect("memory");
-        let map = Arc::new(OsMap { raw: MmapRaw::from(pages) });
-        drop(map.slice(1..PAGE_BYTES + 1));
-    }
-}

@@ -306,6 +306,7 @@ fn partitions_that_are_added_find_a_member() {
         retention_ms: None,
         retention_bytes: None,
         message_bytes_max: None,
+        bounds: BoundsChange::default(),
     };
     let _altered: AlterTopicReply = world.writer.ask(&more).unwrap();
     world.pass(1, &mut [&mut one]);

@@ -223,6 +223,7 @@ pub(crate) fn topic_config(partitions: u32) -> TopicConfig {
         retention_ms: None,
         retention_bytes: None,
         message_bytes_max: None,
+        bounds: TopicBounds::default(),
     }
 }
 

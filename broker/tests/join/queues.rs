@@ -16,6 +16,7 @@ pub(crate) fn create_queue(name: &str, policy: QueuePolicy) -> CreateQueue {
         partitions: 1,
         durability: Durability::Fsync,
         message_bytes_max: None,
+        bounds: TopicBounds::default(),
         policy,
         if_not_exists: false,
     }
@@ -99,6 +100,7 @@ fn a_queue_is_created_by_its_own_request_and_within_its_ranges() {
         retention_ms: None,
         retention_bytes: None,
         message_bytes_max: None,
+        bounds: TopicBounds::default(),
     };
     let topic = CreateTopic { name: "jobs".to_string(), config, if_not_exists: false };
     let refused = peer.ask::<_, CreateTopicReply>(&topic).unwrap_err();

@@ -2,7 +2,7 @@
 
 use postrider::{Admin, Client, NewTopic};
 use postrider_protocol::error::ErrorCode;
-use postrider_protocol::message::{AlterTopic, TopicConfig};
+use postrider_protocol::message::{AlterTopic, BoundsChange, TopicBounds, TopicConfig};
 use postrider_protocol::types::{Durability, TopicKind};
 
 use super::show;
@@ -68,6 +68,7 @@ async fn create(admin: &Admin, options: &TopicCreate) -> Outcome {
         retention_ms: limits.retention_time.and_then(Limit::value),
         retention_bytes: limits.retention_bytes.and_then(Limit::value),
         message_bytes_max: message_bytes_max(limits)?.flatten(),
+        bounds: TopicBounds::default(),
     };
     let mut topic = NewTopic::new(&options.name).config(config);
     if options.if_not_exists {
@@ -94,6 +95,7 @@ async fn alter(admin: &Admin, options: &TopicAlter) -> Outcome {
         retention_ms: limits.retention_time.map(Limit::value),
         retention_bytes: limits.retention_bytes.map(Limit::value),
         message_bytes_max: message_bytes_max(limits)?,
+        bounds: BoundsChange::default(),
     };
     if change.partitions.is_none()
         && change.retention_ms.is_none()

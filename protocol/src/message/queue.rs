@@ -7,7 +7,7 @@
 //!
 //! The lists are bounded: runs by `RUNS_MAX`, others by what their frame can hold; strings by `codec`.
 
-use super::{AckRun, LeaseRun, SettleException, Start, message, wire_struct};
+use super::{AckRun, LeaseRun, SettleException, Start, TopicBounds, message, wire_struct};
 use crate::{
     codec::{DecodeError, Reader, Wire, Writer},
     types::{
@@ -326,6 +326,8 @@ message! { CreateQueue:
         pub durability: Durability,
         /// The largest message; none = the broker's limit.
         pub message_bytes_max: Option<u32>,
+        /// How old and how many unsettled messages may be.
+        pub bounds: TopicBounds,
         /// How it hands out messages.
         pub policy: QueuePolicy,
         /// Succeed, and change nothing, if there is a queue with this name.

@@ -1,6 +1,6 @@
 //! Owns topic administration: create, alter, delete, describe.
 
-use super::{SubscriptionDescription, message, wire_struct};
+use super::{BoundsChange, SubscriptionDescription, TopicBounds, message, wire_struct};
 use crate::types::{
     Durability, LeaderEpoch, NodeId, Offset, PartitionId, TimestampMs, TopicId, TopicKind,
 };
@@ -20,6 +20,8 @@ wire_struct! {
         pub retention_bytes: Option<u64>,
         /// The largest message; none = the broker's limit.
         pub message_bytes_max: Option<u32>,
+        /// How old and how many messages may be.
+        pub bounds: TopicBounds,
     }
 }
 
@@ -58,6 +60,8 @@ message! { AlterTopic:
         pub retention_bytes: Option<Option<u64>>,
         /// The largest message.
         pub message_bytes_max: Option<Option<u32>>,
+        /// How old and how many messages may be.
+        pub bounds: BoundsChange,
     }
 }
 

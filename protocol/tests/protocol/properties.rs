@@ -7,12 +7,12 @@ use postrider_protocol::{
     error::{ErrorBody, ErrorCode},
     frame::FrameDecoder,
     message::{
-        AckLevel, AlterTopic, BrokerAddress, Confirm, ConfirmRun, CreateTopic, Deliver,
-        DeliverHead, Gap, GapReason, Hello, HelloReply, Limits, ListOffsets,
-        ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer, Outcome,
+        AckLevel, AlterTopic, BoundsChange, BrokerAddress, Confirm, ConfirmRun, CreateTopic,
+        Deliver, DeliverHead, Expired, Gap, GapReason, Hello, HelloReply, Limits, ListOffsets,
+        ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer, Outcome, Overflow,
         PartitionMetadata, Publish, PublishHead, SeekReply, Start, Subscribe, SubscribeReply,
         SubscribedPartition, SubscriptionClosed, SubscriptionDescription, SubscriptionPosition,
-        TopicConfig, TopicMetadata,
+        TopicBounds, TopicConfig, TopicMetadata,
     },
     record::{Header, Record},
     types::{
@@ -90,6 +90,29 @@ pub(crate) fn start() -> BoxedStrategy<Start> {
     .boxed()
 }
 
+pub(crate) fn bounds() -> BoxedStrategy<TopicBounds> {
+    fields!(TopicBounds {
+        message_ttl_ms: any::<Option<u64>>(),
+        expired: select(vec![Expired::Drop, Expired::DeadLetter]),
+        max_messages: any::<Option<u64>>(),
+        max_bytes: any::<Option<u64>>(),
+        overflow: select(vec![Overflow::Reject, Overflow::DropOldest, Overflow::DeadLetter]),
+    })
+    .boxed()
+}
+
+fn bounds_change() -> BoxedStrategy<BoundsChange> {
+    (bounds(), any::<[bool; 5]>())
+        .prop_map(|(bounds, changes)| BoundsChange {
+            message_ttl_ms: changes[0].then_some(bounds.message_ttl_ms),
+            expired: changes[1].then_some(bounds.expired),
+            max_messages: changes[2].then_some(bounds.max_messages),
+            max_bytes: changes[3].then_some(bounds.max_bytes),
+            overflow: changes[4].then_some(bounds.overflow),
+        })
+        .boxed()
+}
+
 fn config() -> BoxedStrategy<TopicConfig> {
     fields!(TopicConfig {
         partitions: any::<u32>(),
@@ -98,6 +121,7 @@ fn config() -> BoxedStrategy<TopicConfig> {
         retention_ms: any::<Option<u64>>(),
         retention_bytes: any::<Option<u64>>(),
         message_bytes_max: any::<Option<u32>>(),
+        bounds: bounds(),
     })
     .boxed()
 }
@@ -273,6 +297,7 @@ proptest! {
             retention_ms: any::<Option<Option<u64>>>(),
             retention_bytes: any::<Option<Option<u64>>>(),
             message_bytes_max: any::<Option<Option<u32>>>(),
+            bounds: bounds_change(),
         }),
         metadata in fields!(Metadata { topics: vec(text(), 0..5) }),
         reply in fields!(MetadataReply {

@@ -19,7 +19,7 @@ use postrider_protocol::{
 use proptest::{collection::vec, option, prelude::*, sample::select};
 
 use crate::{
-    properties::{durability, fields, id, start, survives, text},
+    properties::{bounds, durability, fields, id, start, survives, text},
     queue_samples, samples,
 };
 
@@ -344,6 +344,7 @@ proptest! {
             partitions: any::<u32>(),
             durability: durability(),
             message_bytes_max: any::<Option<u32>>(),
+            bounds: bounds(),
             policy: policy(),
             if_not_exists: any::<bool>(),
         }),

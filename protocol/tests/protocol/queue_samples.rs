@@ -9,7 +9,7 @@ use postrider_protocol::{
         CreateSubscriptionReply, DescribeQueue, DescribeQueueReply, HeldLeases, Lease, LeaseHead,
         LeaseLost, LeaseRun, PurgeQueue, PurgeQueueReply, QueueConsumer, QueuePartition,
         QueuePolicy, Renew, Return, ReturnAction, ReturnReply, SettleException, SettleProblem,
-        Start, WhyMessage, WhyMessageReply,
+        Start, TopicBounds, WhyMessage, WhyMessageReply,
     },
     rebuild::rebuild,
     types::{
@@ -213,6 +213,7 @@ pub(crate) fn managing() -> Vec<Sample> {
         partitions: 4,
         durability: Durability::Fsync,
         message_bytes_max: Some(1 << 20),
+        bounds: TopicBounds { max_messages: Some(9), ..TopicBounds::default() },
         policy: QueuePolicy::default(),
         if_not_exists: true,
     };

@@ -10,16 +10,16 @@ use postrider_protocol::{
     error::{ErrorBody, ErrorCode},
     frame::{FLAG_REPLY, Frame, error_reply, frame},
     message::{
-        AckLevel, AckUpTo, AckUpToReply, AlterTopic, AlterTopicReply, BrokerAddress, Confirm,
-        ConfirmRun, CreateTopic, CreateTopicReply, Credit, DeleteSubscription,
+        AckLevel, AckUpTo, AckUpToReply, AlterTopic, AlterTopicReply, BoundsChange, BrokerAddress,
+        Confirm, ConfirmRun, CreateTopic, CreateTopicReply, Credit, DeleteSubscription,
         DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DeliverHead,
-        DescribeTopic, DescribeTopicReply, FEATURE_LZ4, FEATURE_ZSTD, Gap, GapReason, Hello,
-        HelloReply, Limits, ListOffsets, ListOffsetsReply, ListSubscriptions,
+        DescribeTopic, DescribeTopicReply, Expired, FEATURE_LZ4, FEATURE_ZSTD, Gap, GapReason,
+        Hello, HelloReply, Limits, ListOffsets, ListOffsetsReply, ListSubscriptions,
         ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply,
-        Outcome, PartitionDescription, PartitionMetadata, Ping, PingReply, Publish, PublishHead,
-        Seek, SeekReply, Seeked, Start, Subscribe, SubscribeReply, SubscribedPartition,
-        SubscriptionClosed, SubscriptionDescription, SubscriptionPosition, TopicConfig,
-        TopicMetadata, Unsubscribe, UnsubscribeReply,
+        Outcome, Overflow, PartitionDescription, PartitionMetadata, Ping, PingReply, Publish,
+        PublishHead, Seek, SeekReply, Seeked, Start, Subscribe, SubscribeReply,
+        SubscribedPartition, SubscriptionClosed, SubscriptionDescription, SubscriptionPosition,
+        TopicBounds, TopicConfig, TopicMetadata, Unsubscribe, UnsubscribeReply,
     },
     record::Record,
     types::{
@@ -173,6 +173,13 @@ fn config() -> TopicConfig {
         retention_ms: Some(604_800_000),
         retention_bytes: None,
         message_bytes_max: Some(1 << 20),
+        bounds: TopicBounds {
+            message_ttl_ms: Some(86_400_000),
+            expired: Expired::Drop,
+            max_messages: Some(1_000_000),
+            max_bytes: None,
+            overflow: Overflow::DropOldest,
+        },
     }
 }
 
@@ -193,6 +200,11 @@ fn topics() -> Vec<Sample> {
                 retention_ms: Some(None),
                 retention_bytes: Some(Some(1 << 30)),
                 message_bytes_max: None,
+                bounds: BoundsChange {
+                    message_ttl_ms: Some(None),
+                    overflow: Some(Overflow::Reject),
+                    ..BoundsChange::default()
+                },
             },
         ),
         answered("alter-topic-reply", &AlterTopicReply {}),

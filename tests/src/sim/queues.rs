@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use postrider_protocol::message::{
     Breaker, CreateQueue, CreateSubscription, DescribeQueue, DescribeQueueReply, QueuePartition,
-    QueuePolicy, Start,
+    QueuePolicy, Start, TopicBounds,
 };
 use postrider_protocol::types::Durability;
 use postrider_storage::disk_sim::SimRandom;
@@ -70,6 +70,7 @@ pub(crate) fn making(queue: &Queue, partitions: u32) -> Making {
             partitions,
             durability: Durability::Fsync,
             message_bytes_max: None,
+            bounds: TopicBounds::default(),
             policy,
             if_not_exists: true,
         }),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use postrider::core::link::LinkFault;
 use postrider_core::Now;
-use postrider_protocol::message::{Start, TopicConfig};
+use postrider_protocol::message::{Start, TopicBounds, TopicConfig};
 use postrider_protocol::types::{Durability, TimestampMs, TopicKind};
 use postrider_storage::SimDisk;
 use postrider_storage::disk_sim::{CrashKind, FaultPlan, SimRandom};
@@ -189,6 +189,7 @@ impl World {
             retention_ms: None,
             retention_bytes,
             message_bytes_max: None,
+            bounds: TopicBounds::default(),
         };
         let partitions = 1 + u32::try_from(dice.below(3)).expect("few");
         let load = Load {

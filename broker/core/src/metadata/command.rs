@@ -1,18 +1,24 @@
 //! Owns the bytes of metadata commands. Never judges one. Driven by the image and by whoever appends.
 //!
-//! A body is `u8 version 1 | u8 command | fields in the order of the declaration`, encoded as
+//! A body is `u8 version | u8 command | fields in the order of the declaration`, encoded as
 //! `protocol::codec` says; all bytes are consumed. A topic's config is `u32 partitions | u8 kind |
-//! u8 durability | option u64 retention_ms | option u64 retention_bytes | option u32 message_bytes_max`.
+//! u8 durability | option u64 retention_ms | option u64 retention_bytes | option u32 message_bytes_max`,
+//! in version 2 followed by its settings, and so are the fields of an `AlterTopic`; see `settings`. Version 1
+//! is written where there are none: other commands know no other version.
 //! A queue's policy is stored as it is sent. Numbers of commands are never reused.
 
 use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Writer};
-use postrider_protocol::message::{QueuePolicy, Start, TopicConfig};
+use postrider_protocol::message::{BoundsChange, QueuePolicy, Start, TopicBounds, TopicConfig};
 use postrider_protocol::types::{
     ClusterId, NodeId, ProducerId, StorageId, SubscriptionId, TimestampMs, TopicId,
 };
 
+use super::settings::{put_change, put_settings, take_change, take_settings};
+
 const COMMAND_VERSION: u8 = 1;
+/// With a topic's settings.
+const COMMAND_VERSION_SETTINGS: u8 = 2;
 
 /// What an `AlterTopic` changes; `None` leaves a setting as it is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -25,6 +31,8 @@ pub struct TopicChange {
     pub retention_bytes: Option<Option<u64>>,
     /// The inner `None` is the broker's limit.
     pub message_bytes_max: Option<Option<u32>>,
+    /// How old and how many messages may be.
+    pub bounds: BoundsChange,
 }
 
 /// A change of the metadata.
@@ -148,7 +156,9 @@ impl Command {
     pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::new();
         let mut out = Writer::new(&mut bytes);
-        out.put(&COMMAND_VERSION);
+        let version = self.version();
+        let has_settings = version == COMMAND_VERSION_SETTINGS;
+        out.put(&version);
         out.put(&self.number());
         match self {
             Self::InitCluster { cluster } => out.put(cluster),
@@ -163,6 +173,9 @@ impl Command {
                 out.put(id);
                 out.put(name);
                 put_config(&mut out, config);
+                if has_settings {
+                    put_settings(&mut out, &config.bounds);
+                }
                 out.put(created);
             }
             Self::AlterTopic { id, change } => {
@@ -171,6 +184,9 @@ impl Command {
                 out.put(&change.retention_ms);
                 out.put(&change.retention_bytes);
                 out.put(&change.message_bytes_max);
+                if has_settings {
+                    put_change(&mut out, &change.bounds);
+                }
             }
             Self::DeleteTopic { id } => out.put(id),
             Self::GrantProducerIds { node, first, count } => {
@@ -193,6 +209,9 @@ impl Command {
                 out.put(id);
                 out.put(name);
                 put_config(&mut out, config);
+                if has_settings {
+                    put_settings(&mut out, &config.bounds);
+                }
                 out.put(created);
                 out.put(subscription);
                 out.put(policy);
@@ -211,6 +230,25 @@ impl Command {
             }
         }
         bytes.freeze()
+    }
+
+    fn version(&self) -> u8 {
+        let has_settings = match self {
+            Self::CreateTopic { config, .. } | Self::CreateQueue { config, .. } => {
+                !config.bounds.is_none()
+            }
+            Self::AlterTopic { change, .. } => !change.bounds.is_none(),
+            Self::InitCluster { .. }
+            | Self::RegisterBroker { .. }
+            | Self::DeleteTopic { .. }
+            | Self::GrantProducerIds { .. }
+            | Self::CreateSubscription { .. }
+            | Self::DeleteSubscription { .. }
+            | Self::SetFeatureLevel { .. }
+            | Self::CreateQueueSubscription { .. }
+            | Self::AlterQueue { .. } => false,
+        };
+        if has_settings { COMMAND_VERSION_SETTINGS } else { COMMAND_VERSION }
     }
 
     fn number(&self) -> u8 {
@@ -237,9 +275,11 @@ impl Command {
     /// go on: it would serve another state than the cluster has.
     pub fn decode(body: &[u8]) -> Result<Self, DecodeError> {
         let mut input = Reader::new(body);
-        if input.take::<u8>()? != COMMAND_VERSION {
+        let version = input.take::<u8>()?;
+        if !(COMMAND_VERSION..=COMMAND_VERSION_SETTINGS).contains(&version) {
             return Err(DecodeError::Invalid("command version"));
         }
+        let has_settings = version == COMMAND_VERSION_SETTINGS;
         let input = &mut input;
         let command = match input.take::<u8>()? {
             1 => Self::InitCluster { cluster: input.take()? },
@@ -253,7 +293,7 @@ impl Command {
             3 => Self::CreateTopic {
                 id: input.take()?,
                 name: input.take()?,
-                config: take_config(input)?,
+                config: take_config(input, has_settings)?,
                 created: input.take()?,
             },
             4 => Self::AlterTopic {
@@ -263,6 +303,11 @@ impl Command {
                     retention_ms: input.take()?,
                     retention_bytes: input.take()?,
                     message_bytes_max: input.take()?,
+                    bounds: if has_settings {
+                        take_change(input)?
+                    } else {
+                        BoundsChange::default()
+                    },
                 },
             },
             5 => Self::DeleteTopic { id: input.take()? },
@@ -282,7 +327,7 @@ impl Command {
             10 => Self::CreateQueue {
                 id: input.take()?,
                 name: input.take()?,
-                config: take_config(input)?,
+                config: take_config(input, has_settings)?,
                 created: input.take()?,
                 subscription: input.take()?,
                 policy: input.take()?,
@@ -300,7 +345,8 @@ impl Command {
             _ => return Err(DecodeError::Invalid("command")),
         };
         match input.remaining() {
-            0 => Ok(command),
+            0 if command.version() == version => Ok(command),
+            0 => Err(DecodeError::Invalid("command version")),
             left => Err(DecodeError::Trailing(left)),
         }
     }
@@ -315,7 +361,10 @@ pub(super) fn put_config(out: &mut Writer<'_>, config: &TopicConfig) {
     out.put(&config.message_bytes_max);
 }
 
-pub(super) fn take_config(input: &mut Reader<'_>) -> Result<TopicConfig, DecodeError> {
+pub(super) fn take_config(
+    input: &mut Reader<'_>,
+    has_settings: bool,
+) -> Result<TopicConfig, DecodeError> {
     Ok(TopicConfig {
         partitions: input.take()?,
         kind: input.take()?,
@@ -323,12 +372,13 @@ pub(super) fn take_config(input: &mut Reader<'_>) -> Result<TopicConfig, DecodeE
         retention_ms: input.take()?,
         retention_bytes: input.take()?,
         message_bytes_max: input.take()?,
+        bounds: if has_settings { take_settings(input)? } else { TopicBounds::default() },
     })
 }
 
 #[cfg(test)]
 mod tests {
-    use postrider_protocol::message::Breaker;
+    use postrider_protocol::message::{Breaker, Overflow};
     use postrider_protocol::types::{Durability, Offset, PartitionId, TopicKind};
 
     use super::*;
@@ -355,6 +405,7 @@ mod tests {
                     retention_ms: Some(1_000),
                     retention_bytes: None,
                     message_bytes_max: Some(7),
+                    bounds: TopicBounds::default(),
                 },
                 created: TimestampMs(5),
             },
@@ -363,6 +414,18 @@ mod tests {
                 change: TopicChange {
                     partitions: Some(4),
                     retention_ms: Some(None),
+                    ..TopicChange::default()
+                },
+            },
+            Command::AlterTopic {
+                id: topic,
+                change: TopicChange {
+                    bounds: BoundsChange {
+                        message_ttl_ms: Some(None),
+                        max_bytes: Some(Some(1 << 20)),
+                        overflow: Some(Overflow::Reject),
+                        ..BoundsChange::default()
+                    },
                     ..TopicChange::default()
                 },
             },
@@ -386,6 +449,12 @@ mod tests {
                     retention_ms: None,
                     retention_bytes: None,
                     message_bytes_max: None,
+                    bounds: TopicBounds {
+                        message_ttl_ms: Some(60_000),
+                        max_messages: Some(10),
+                        overflow: Overflow::DeadLetter,
+                        ..TopicBounds::default()
+                    },
                 },
                 created: TimestampMs(5),
                 subscription: id,
@@ -427,7 +496,10 @@ mod tests {
                 assert!(Command::decode(&body[..len]).is_err());
             }
             assert!(Command::decode(&[&body[..], &[0]].concat()).is_err());
-            assert!(Command::decode(&[&[2], &body[1..]].concat()).is_err());
+            for version in [0, 1, 2, 3] {
+                let other = Command::decode(&[&[version], &body[1..]].concat());
+                assert!(body[0] == version || other.is_err(), "{command:?} has one form");
+            }
         }
         assert!(Command::decode(&[COMMAND_VERSION, 13]).is_err());
     }

@@ -510,6 +510,7 @@ fn changed(config: &TopicConfig, change: &TopicChange) -> TopicConfig {
         message_bytes_max: change.message_bytes_max.unwrap_or(config.message_bytes_max),
         kind: config.kind,
         durability: config.durability,
+        bounds: config.bounds.changed(&change.bounds),
     }
 }
 

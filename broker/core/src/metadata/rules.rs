@@ -86,6 +86,10 @@ pub fn validate_config(config: &TopicConfig) -> Result<(), ErrorBody> {
             "retention_bytes = 0, but must be at least 1; leave it out for no limit".into(),
         );
     }
+    if !config.bounds.is_none() {
+        let text = "this broker knows no bounds of age and number yet: leave them out";
+        return Err(ErrorBody::new(ErrorCode::Unsupported, text));
+    }
     if config.message_bytes_max.is_some_and(|max| !(1..=MESSAGE_BYTES_MAX).contains(&max)) {
         return invalid(format!("message_bytes_max must be 1 to {MESSAGE_BYTES_MAX}"));
     }
@@ -142,6 +146,7 @@ pub fn validate_policy(topic: &str, policy: &QueuePolicy) -> Result<(), ErrorBod
 
 #[cfg(test)]
 mod tests {
+    use postrider_protocol::message::TopicBounds;
     use postrider_protocol::types::Durability;
 
     use super::*;
@@ -170,6 +175,7 @@ mod tests {
             retention_ms: None,
             retention_bytes: None,
             message_bytes_max: None,
+            bounds: TopicBounds::default(),
         };
         assert!(validate_config(&good).is_ok());
         let queue = TopicConfig { kind: TopicKind::Queue, ..good };

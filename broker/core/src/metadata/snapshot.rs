@@ -9,12 +9,14 @@ use postrider_protocol::types::NodeId;
 
 use super::command::{put_config, take_config};
 use super::image::{Broker, Image, Subscription, Topic};
+use super::settings::put_settings;
 
-/// Version 1 knew no queues: its subscriptions end before `queue`.
-const SNAPSHOT_VERSION: u8 = 2;
+/// Version 1 knew no queues: its subscriptions end before `queue`. Versions before 3 knew no settings: a
+/// topic's config ends before them.
+const SNAPSHOT_VERSION: u8 = 3;
 
 impl Image {
-    /// The image's bytes: `u8 version 2`, then the fields in the order of their declarations.
+    /// The image's bytes: `u8 version 3`, then the fields in the order of their declarations.
     #[must_use]
     pub fn encode_snapshot(&self) -> Bytes {
         let mut bytes = BytesMut::new();
@@ -103,6 +105,7 @@ impl Wire for Broker {
 
 const SUBSCRIPTION_BYTES_MIN: usize = 16 + 2 + 1 + 4;
 const TOPIC_BYTES_MIN: usize = 16 + 2 + (4 + 1 + 1 + 3) + 8 + 4;
+const SETTINGS_VERSION: u8 = 3;
 
 fn put_subscription(out: &mut Writer<'_>, subscription: &Subscription) {
     out.put(&subscription.id);
@@ -126,6 +129,7 @@ fn put_topic(out: &mut Writer<'_>, topic: &Topic) {
     out.put(&topic.id);
     out.put(&topic.name);
     put_config(out, &topic.config);
+    put_settings(out, &topic.config.bounds);
     out.put(&topic.created);
     out.count(topic.subscriptions.len());
     for subscription in topic.subscriptions.values() {
@@ -137,7 +141,7 @@ fn take_topic(input: &mut Reader<'_>, version: u8) -> Result<Topic, DecodeError>
     let mut topic = Topic {
         id: input.take()?,
         name: input.take()?,
-        config: take_config(input)?,
+        config: take_config(input, version >= SETTINGS_VERSION)?,
         created: input.take()?,
         subscriptions: BTreeMap::new(),
     };

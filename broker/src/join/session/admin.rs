@@ -181,6 +181,7 @@ impl Session {
                 retention_ms: request.retention_ms,
                 retention_bytes: request.retention_bytes,
                 message_bytes_max: request.message_bytes_max,
+                bounds: request.bounds,
             };
             let then = self.then_reply(Api::AlterTopic, header, &AlterTopicReply {});
             Ok(Ask::Submit(Command::AlterTopic { id, change }, then))

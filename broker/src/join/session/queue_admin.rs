@@ -22,8 +22,15 @@ impl Session {
         header: FrameHeader,
         request: CreateQueue,
     ) -> Result<(), ErrorBody> {
-        let CreateQueue { name, partitions, durability, message_bytes_max, policy, if_not_exists } =
-            request;
+        let CreateQueue {
+            name,
+            partitions,
+            durability,
+            message_bytes_max,
+            bounds,
+            policy,
+            if_not_exists,
+        } = request;
         self.ask(now, |desk| {
             if if_not_exists
                 && let Some(topic) = desk.tail.topic_named(&name)
@@ -42,6 +49,7 @@ impl Session {
                 retention_ms: None,
                 retention_bytes: None,
                 message_bytes_max,
+                bounds,
             };
             let policy = complete_policy(&name, policy);
             let subscription = SubscriptionId(desk.uuid());
