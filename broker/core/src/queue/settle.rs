@@ -6,7 +6,7 @@ use postrider_protocol::message::{AckRun, SettleException, SettleProblem};
 use postrider_protocol::types::Offset;
 
 use super::dispatch::{Committed, Dispatcher};
-use super::held::{HeldState, NOBODY};
+use super::held::{Held, HeldState, NOBODY};
 use super::settled::{OffsetRange, merge};
 use super::state::{DeadCause, ReturnCause};
 use crate::limits::GONE_RUNS_MAX;
@@ -207,18 +207,31 @@ impl Dispatcher {
 
     /// Nothing is to be known of these messages any more.
     fn forget(&mut self, start: u64, end: u64) {
-        while let Some((offset, held)) = self.held.range(start..end).next() {
-            let (offset, held) = (*offset, *held);
-            self.held.remove(&offset);
-            if !held.acking {
-                self.unindex(offset, &held);
+        if self.policy.key_order {
+            // One by one: what comes free may be the next of the range, and is looked up as held.
+            while let Some((offset, _)) = self.held.range(start..end).next() {
+                let offset = *offset;
+                let held = self.held.remove(&offset).expect("it was just found");
+                self.forgotten(offset, &held);
+                self.unblock(offset);
             }
-            if held.is_leased() {
-                self.members.released(held.member);
-            }
-            self.breaker.released(offset);
-            self.unblock(offset);
+            return;
         }
+        let gone: Vec<(u64, Held)> = self.held.extract_if(start..end, |_, _| true).collect();
+        for (offset, held) in &gone {
+            self.forgotten(*offset, held);
+        }
+    }
+
+    /// What else knows of a message that is held no more.
+    fn forgotten(&mut self, offset: u64, held: &Held) {
+        if !held.acking {
+            self.unindex(offset, held);
+        }
+        if held.is_leased() {
+            self.members.released(held.member);
+        }
+        self.breaker.released(offset);
     }
 
     /// A consumer has failed with a message, or was lost with it: says what is to be written.
@@ -386,7 +399,7 @@ impl Dispatcher {
 
     fn take_out(&mut self, start: u64, end: u64) {
         self.ahead.remove(start, end);
-        let waiting: Vec<(u64, super::held::Held)> =
+        let waiting: Vec<(u64, Held)> =
             self.held.range(start..end).map(|(offset, held)| (*offset, *held)).collect();
         for (offset, held) in waiting {
             self.unindex(offset, &held);
