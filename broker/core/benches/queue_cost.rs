@@ -13,9 +13,11 @@ use postrider_core::partition::{
     Appended, ConnectionId, Decision, Effect, Partition, PartitionIdentity, PartitionLimits,
     PartitionState, PendingAppend, PublishRequest, SubscribeStart, SubscriptionMode,
 };
-use postrider_core::queue::{AckRequest, Ahead, LeaseCredit, LeaseStep, MemberKey};
+use postrider_core::queue::{AckRequest, Ahead, LeaseCredit, LeaseStep, MemberKey, ReturnRequest};
 use postrider_protocol::batch::Batch;
-use postrider_protocol::message::{AckLevel, AckRun, LeaseRun, PublishHead, QueuePolicy};
+use postrider_protocol::message::{
+    AckLevel, AckRun, LeaseRun, PublishHead, QueuePolicy, ReturnAction,
+};
 use postrider_protocol::types::{
     Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId, ProducerEpoch, ProducerId,
     Sequence, SubscriptionId, TimestampMs, TopicId,
@@ -129,6 +131,23 @@ impl Bench {
         }
     }
 
+    fn fail(&mut self, runs: Vec<AckRun>) {
+        let request = ReturnRequest {
+            id: QUEUE,
+            member: MEMBER,
+            sub_epoch: 0,
+            leader_epoch: LeaderEpoch(1),
+            started: 0,
+            runs,
+            action: ReturnAction::Nack {
+                delay_ms: Some(60_000),
+                reason: "connection refused".into(),
+            },
+        };
+        let decision = self.partition.give_return(self.now, request, 0, &mut self.effects);
+        self.follow(decision);
+    }
+
     fn ack(&mut self, run: AckRun) {
         let request = AckRequest {
             id: QUEUE,
@@ -186,7 +205,58 @@ fn measure(name: &str, out: u32, per_ack: u32, per_commit: u32) {
     println!("{name}: {} ns per message", nanos / u128::from(MESSAGES));
 }
 
+/// What becomes of the messages whose memory is measured.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unsettled {
+    /// All are with a consumer.
+    Leased,
+    /// Between two of them that are with a consumer, one is acknowledged.
+    EverySecond,
+    /// All have failed, and wait.
+    Failed,
+}
+
+/// Memory of 100,000 unsettled messages of one partition: heap of this process, more than before.
+fn memory(name: &str, what: Unsettled) {
+    const UNSETTLED: u64 = 100_000;
+    let policy = QueuePolicy { unsettled_max: 1 << 20, ..QueuePolicy::default() };
+    let mut bench = Bench::new(policy);
+    bench.publish();
+    let before = resident_kib();
+    let handed_out = if what == Unsettled::EverySecond { 2 * UNSETTLED } else { UNSETTLED };
+    let mut taken = 0;
+    while taken < handed_out {
+        let runs = bench.lease(100).unwrap();
+        for run in runs {
+            taken += u64::from(run.count);
+            let each = (0..run.count).map(|nth| AckRun {
+                first: Offset(run.first.0 + u64::from(nth)),
+                count: 1,
+                attempt: run.attempt,
+            });
+            match what {
+                Unsettled::Leased => {}
+                Unsettled::EverySecond => each.step_by(2).for_each(|run| bench.ack(run)),
+                Unsettled::Failed => bench.fail(each.collect()),
+            }
+        }
+        bench.commit();
+    }
+    let stats = bench.partition.queue_stats(QUEUE, bench.now).unwrap();
+    assert_eq!(stats.numbers.leased + stats.numbers.delayed, UNSETTLED, "as many are unsettled");
+    println!("{name}: {} KiB", resident_kib().saturating_sub(before));
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
 fn main() {
+    memory("100,000 with a consumer", Unsettled::Leased);
+    memory("100,000 with a consumer, each second one acknowledged", Unsettled::EverySecond);
+    memory("100,000 that have failed, with a reason", Unsettled::Failed);
     measure("leased and acknowledged in runs of 100", 100, 100, 100);
     measure("leased in runs of 100, acknowledged one by one, 100 per commit", 100, 1, 100);
     measure("leased and acknowledged one by one, 100 per commit", 1, 1, 100);

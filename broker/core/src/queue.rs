@@ -23,6 +23,7 @@ mod dispatch;
 mod held;
 mod keys;
 mod members;
+mod offset_map;
 mod rebuild;
 mod settle;
 mod settled;

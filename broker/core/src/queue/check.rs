@@ -57,7 +57,7 @@ impl Dispatcher {
     }
 
     fn check_indexes(&self, committed: Committed<'_>) {
-        for (offset, held) in &self.held {
+        for (offset, held) in self.held.iter() {
             let delayed = self.delayed.contains(&(held.time, *offset));
             let (ready, doomed) = (self.ready.contains(offset), self.doomed.contains(offset));
             let waits = held.state == HeldState::Waiting && !held.acking;

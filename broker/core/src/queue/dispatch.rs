@@ -9,7 +9,7 @@
 //! Bounds: `held` has at most `unsettled_max` messages, and those with state from before; the rest is
 //! bounded by what was read ahead.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 
 use postrider_protocol::message::{LeaseRun, QueuePolicy};
 use postrider_protocol::types::{Offset, PartitionId, TopicId};
@@ -19,6 +19,7 @@ use super::breaker::{BreakerState, LetsOut};
 use super::held::{Held, HeldState};
 use super::keys::Keys;
 use super::members::Members;
+use super::offset_map::OffsetMap;
 use super::settled::OffsetRange;
 use super::state::{DeadTarget, QueueState};
 use super::{Ahead, LeaseCredit, ms};
@@ -40,7 +41,7 @@ pub(crate) struct Dispatcher {
     pub(super) target: Option<DeadTarget>,
     /// Whether it has begun from a committed state.
     pub(super) begun: bool,
-    pub(super) held: BTreeMap<u64, Held>,
+    pub(super) held: OffsetMap<Held>,
     /// Waiting, due, and not blocked.
     pub(super) ready: BTreeSet<u64>,
     /// Waiting, by due time in wall ms.
@@ -95,7 +96,7 @@ impl Dispatcher {
             policy,
             target: None,
             begun: false,
-            held: BTreeMap::new(),
+            held: OffsetMap::default(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
             doomed: BTreeSet::new(),

@@ -209,17 +209,16 @@ impl Dispatcher {
     fn forget(&mut self, start: u64, end: u64) {
         if self.policy.key_order {
             // One by one: what comes free may be the next of the range, and is looked up as held.
-            while let Some((offset, _)) = self.held.range(start..end).next() {
-                let offset = *offset;
+            loop {
+                let first = self.held.range(start..end).next().map(|(offset, _)| *offset);
+                let Some(offset) = first else { return };
                 let held = self.held.remove(&offset).expect("it was just found");
                 self.forgotten(offset, &held);
                 self.unblock(offset);
             }
-            return;
         }
-        let gone: Vec<(u64, Held)> = self.held.extract_if(start..end, |_, _| true).collect();
-        for (offset, held) in &gone {
-            self.forgotten(*offset, held);
+        for (offset, held) in self.held.take_range(start, end) {
+            self.forgotten(offset, &held);
         }
     }
 
