@@ -43,8 +43,13 @@ impl Readers {
     pub(crate) fn transmit(&mut self, now: Now, out: &mut Transmit) -> TransmitState {
         let mut taken = std::mem::take(&mut self.taken);
         self.outbox.take(&mut taken);
-        for task in taken.tasks.drain(..) {
-            self.run_task(task, now, out);
+        while !taken.tasks.is_empty() {
+            for task in taken.tasks.drain(..) {
+                self.run_task(task, now, out);
+            }
+            // A group that was run may have left something for this very session, and a move is told before
+            // anything is delivered under the epoch that it ended.
+            self.outbox.take_tasks(&mut taken);
         }
         let mut bytes = 0;
         while bytes < TRANSMIT_BYTES {

@@ -208,6 +208,11 @@ impl Outbox {
         self.budget.sub(answered);
     }
 
+    /// Moves out the tasks alone.
+    pub(crate) fn take_tasks(&self, taken: &mut Content) {
+        std::mem::swap(&mut self.content().tasks, &mut taken.tasks);
+    }
+
     /// A reply has been handed to the shell.
     pub(crate) fn reply_taken(&self, bytes: usize) {
         self.reply_bytes.fetch_sub(bytes, Ordering::Relaxed);
