@@ -12,7 +12,11 @@
 mod client;
 mod consumer;
 mod copyist;
+mod group_oracle;
+mod group_tamper;
+mod group_tap;
 mod letters;
+mod member;
 mod network;
 mod oracle;
 mod queue_oracle;
@@ -25,6 +29,7 @@ mod tap;
 mod trace;
 mod world;
 
+pub use group_oracle::GroupFigures;
 pub use queue_oracle::QueueFigures;
 pub use tamper::Planted;
 pub use world::{Cast, Figures, Report, run};

@@ -21,6 +21,7 @@ use postrider_storage::disk_sim::SimRandom;
 use super::consumer::{WorkPlan, Worker};
 use super::copyist::Copyist;
 use super::letters::{LetterReader, dead_name};
+use super::member::{Around, GroupApp, MemberPlan};
 use super::network::Connection;
 use super::oracle::Oracle;
 use super::queue_oracle::{Queue, QueueOracle};
@@ -37,11 +38,20 @@ pub(crate) struct Load {
     pub(crate) bytes_max: u64,
 }
 
+/// Whether messages have keys, and headers with them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Keys {
+    None,
+    /// On any partition.
+    Some,
+    /// Each has its partition.
+    Routed,
+}
+
 struct Publisher {
     topic: usize,
     partitions: u32,
-    /// Its messages have keys and headers.
-    keyed: bool,
+    keys: Keys,
     key: ProducerKey,
     /// Rises with every producer opened in the run.
     number: u64,
@@ -61,6 +71,9 @@ pub(crate) struct Client {
     publishers: Vec<Publisher>,
     pub(crate) readers: Vec<Reader>,
     pub(crate) workers: Vec<Worker>,
+    pub(crate) members: Vec<GroupApp>,
+    /// The process is stopped until then.
+    pub(crate) paused_until: Duration,
     pub(crate) letters: Vec<LetterReader>,
     copyist: Option<Copyist>,
     creating: Vec<Pending<Answer>>,
@@ -89,6 +102,8 @@ impl Client {
             publishers: Vec::new(),
             readers: Vec::new(),
             workers: Vec::new(),
+            members: Vec::new(),
+            paused_until: Duration::ZERO,
             letters: Vec::new(),
             copyist: None,
             creating: Vec::new(),
@@ -123,6 +138,18 @@ impl Client {
         dice: &mut SimRandom,
     ) {
         self.workers.push(Worker::open(who, plan, queue, &mut self.engine, now, dice));
+    }
+
+    pub(crate) fn join_group(&mut self, who: String, plan: MemberPlan, now: Duration) {
+        self.members.push(GroupApp::open(who, plan, &mut self.engine, now));
+    }
+
+    /// One millisecond of the members.
+    pub(crate) fn run_members(&mut self, around: &mut Around<'_>) {
+        around.link = self.link;
+        for member in &mut self.members {
+            member.run(&mut self.engine, around);
+        }
     }
 
     pub(crate) fn read_letters(&mut self, topic: usize, now: Duration) {
@@ -215,7 +242,7 @@ impl Client {
         topic: usize,
         partitions: u32,
         number: u64,
-        keyed: bool,
+        keys: Keys,
         dice: &mut SimRandom,
     ) {
         let codecs = [Compression::None, Compression::None, Compression::Lz4, Compression::Zstd];
@@ -231,7 +258,7 @@ impl Client {
         let deadline = now + Duration::from_secs(600);
         let key = self.engine.open_producer(topic_name(topic), options, deadline, opened);
         let (open, ready, waiting) = (Some(open), false, Vec::new());
-        let publisher = Publisher { topic, partitions, keyed, key, number, open, ready, waiting };
+        let publisher = Publisher { topic, partitions, keys, key, number, open, ready, waiting };
         self.publishers.push(publisher);
     }
 
@@ -356,8 +383,11 @@ impl Client {
         let waiting: Vec<usize> = self.publishers.iter().map(|one| one.waiting.len()).collect();
         let readers: Vec<String> = self.readers.iter().map(Reader::describe).collect();
         let workers: Vec<String> = self.workers.iter().map(Worker::describe).collect();
+        let members: Vec<String> = self.members.iter().map(GroupApp::describe).collect();
         let (name, link) = (&self.name, self.link);
-        format!("{name}: link {link:?}, unanswered {waiting:?}, {readers:?} {workers:?}")
+        format!(
+            "{name}: link {link:?}, unanswered {waiting:?}, {readers:?} {workers:?} {members:?}"
+        )
     }
 }
 
@@ -382,15 +412,18 @@ impl Publisher {
         load: Load,
         dice: &mut SimRandom,
     ) {
-        let partition = u32::try_from(dice.below(u64::from(self.partitions))).expect("few");
+        let mut partition = u32::try_from(dice.below(u64::from(self.partitions))).expect("few");
         let mut value = oracle.next_number().to_le_bytes().to_vec();
-        if self.keyed {
+        let keyed = self.keys != Keys::None;
+        if keyed {
             value.push(u8::try_from(dice.below(6)).expect("few"));
         }
-        let own_header = self
-            .keyed
-            .then(|| (Bytes::from_static(b"n"), Some(Bytes::copy_from_slice(&value[..8]))));
-        let key = if self.keyed { key_of(&value) } else { None };
+        if self.keys == Keys::Routed {
+            partition = u32::from(value[8]) % self.partitions;
+        }
+        let own_header =
+            keyed.then(|| (Bytes::from_static(b"n"), Some(Bytes::copy_from_slice(&value[..8]))));
+        let key = if keyed { key_of(&value) } else { None };
         let fill = dice.next_u64();
         let len = dice.below(load.bytes_max);
         value

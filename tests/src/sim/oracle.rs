@@ -152,6 +152,14 @@ impl Oracle {
         wrong.into_iter().for_each(|what| self.violate(what));
     }
 
+    /// The producer and the number of a message.
+    pub(crate) fn sender(&self, value: &[u8]) -> (u64, u64) {
+        let number = value.get(..8).and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes);
+        let at = number.and_then(|number| usize::try_from(number).ok());
+        let producer = at.and_then(|at| self.messages.get(at)).map(|message| message.producer);
+        (producer.unwrap_or(u64::MAX), number.unwrap_or(u64::MAX))
+    }
+
     /// The offsets of a partition that hold messages, as far as anybody was told.
     pub(crate) fn stored(&self, place: Place) -> Vec<u64> {
         let of = self.offsets.range((place, 0)..=(place, u64::MAX));

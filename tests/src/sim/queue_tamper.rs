@@ -30,7 +30,8 @@ pub(crate) struct QueueTamper {
     restarts: u32,
 }
 
-fn one(bytes: &Bytes) -> Frame {
+/// The frame in bytes.
+pub(crate) fn one(bytes: &Bytes) -> Frame {
     frames(&mut BytesMut::from(&bytes[..])).pop().expect("it is a frame")
 }
 

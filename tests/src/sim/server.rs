@@ -4,16 +4,20 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postrider_broker::join::{
     Broker, BrokerOptions, Readiness, Session, Transmit, TransmitState, Wake,
 };
 use postrider_core::Now;
+use postrider_core::group::GroupOptions;
 use postrider_protocol::frame::{Frame, FrameDecoder, connection_error};
 use postrider_storage::disk_sim::{CrashKind, SimRandom};
 use postrider_storage::{Disk, SimDisk, StoreOptions};
 
+use super::group_tamper::GroupTamper;
+use super::group_tap::GroupTap;
 use super::network::Connection;
 use super::queue_tamper::QueueTamper;
 use super::tamper::{LyingDisk, Planted, tamper_frames};
@@ -50,6 +54,9 @@ pub(crate) struct Server {
     /// What passes, in a run with queues.
     pub(crate) tap: Option<Tap>,
     queue_tamper: Option<QueueTamper>,
+    /// What passes, in a run with a group.
+    pub(crate) groups: Option<GroupTap>,
+    group_tamper: Option<GroupTamper>,
 }
 
 /// Small sizes, so that rolls, checkpoints and recycling happen within a run.
@@ -72,15 +79,36 @@ fn options() -> BrokerOptions {
         store,
         snapshot_after_bytes: 64 << 10,
         snapshot_after_entries: 64,
-        retention_check_interval: std::time::Duration::from_millis(200),
+        groups: groups(),
+        retention_check_interval: Duration::from_millis(200),
         ..BrokerOptions::default()
+    }
+}
+
+/// Short times, so that members are taken for dead within a run.
+fn groups() -> GroupOptions {
+    GroupOptions {
+        session_timeout_min: Duration::from_millis(100),
+        reconnect_timeout: Duration::from_millis(300),
+        drain_timeout: Duration::from_millis(400),
+        retry: Duration::from_millis(100),
+        ..GroupOptions::default()
     }
 }
 
 impl Server {
     pub(crate) fn new(disk: SimDisk, planted: Option<Planted>) -> Self {
         let queue_tamper = planted.and_then(QueueTamper::new);
-        Self { disk, broker: None, served: BTreeMap::new(), planted, tap: None, queue_tamper }
+        Self {
+            disk,
+            broker: None,
+            served: BTreeMap::new(),
+            planted,
+            tap: None,
+            queue_tamper,
+            groups: None,
+            group_tamper: planted.and_then(GroupTamper::new),
+        }
     }
 
     pub(crate) fn is_up(&self) -> bool {
@@ -149,6 +177,12 @@ impl Server {
         if let Some(tamper) = &mut self.queue_tamper {
             tamper.restarted();
         }
+        if let Some(groups) = &mut self.groups {
+            groups.restarted(now.monotonic);
+        }
+        if let Some(tamper) = &mut self.group_tamper {
+            tamper.restarted();
+        }
         self.broker = None;
         self.disk = self.disk.reopen();
     }
@@ -202,6 +236,7 @@ impl Server {
     ) {
         let planted = self.planted;
         let (tap, tamper) = (&mut self.tap, &mut self.queue_tamper);
+        let (groups, group_tamper) = (&mut self.groups, &mut self.group_tamper);
         tap.iter_mut().for_each(|tap| tap.oracle.tell_time(now));
         self.served.retain(|id, served| {
             let connection = network.get_mut(id);
@@ -209,9 +244,16 @@ impl Server {
                 .filter(|connection| connection.server_end.is_none_or(|at| at > now.monotonic));
             let Some(connection) = connection else {
                 tap.iter_mut().for_each(|tap| tap.disconnected(now, *id));
+                groups.iter_mut().for_each(|tap| tap.disconnected(now, *id));
                 return false;
             };
-            let mut ears = Ears { link: *id, tap: tap.as_mut(), tamper: tamper.as_mut() };
+            let mut ears = Ears {
+                link: *id,
+                tap: tap.as_mut(),
+                tamper: tamper.as_mut(),
+                groups: groups.as_mut(),
+                group_tamper: group_tamper.as_mut(),
+            };
             served.receive(now, connection, &mut ears);
             served.transmit(now, planted, dice, &mut ears);
             let room = connection.to_client.room().min(served.output.len());
@@ -225,6 +267,7 @@ impl Server {
                 let arrives = connection.to_client_arrives(now.monotonic);
                 connection.client_end = connection.client_end.or(Some(arrives));
                 tap.iter_mut().for_each(|tap| tap.disconnected(now, *id));
+                groups.iter_mut().for_each(|tap| tap.disconnected(now, *id));
                 return false;
             }
             true
@@ -237,11 +280,16 @@ struct Ears<'a> {
     link: u64,
     tap: Option<&'a mut Tap>,
     tamper: Option<&'a mut QueueTamper>,
+    groups: Option<&'a mut GroupTap>,
+    group_tamper: Option<&'a mut GroupTamper>,
 }
 
 impl Ears<'_> {
     /// What the session is to get of a frame.
     fn received(&mut self, now: Now, frame: Frame) -> Vec<Frame> {
+        if self.groups.is_some() {
+            return self.group_received(now, frame);
+        }
         let Some(tap) = &mut self.tap else { return vec![frame] };
         tap.received(now, self.link, &frame);
         match &mut self.tamper {
@@ -252,6 +300,9 @@ impl Ears<'_> {
 
     /// What the client is to get of a session's bytes.
     fn sent(&mut self, now: Now, bytes: Bytes, dice: &mut SimRandom) -> Bytes {
+        if self.groups.is_some() {
+            return self.group_sent(now, &bytes, dice);
+        }
         let Some(tap) = &mut self.tap else { return bytes };
         let mut sent = frames(&mut BytesMut::from(&bytes[..]));
         if let Some(tamper) = &mut self.tamper {
@@ -262,6 +313,36 @@ impl Ears<'_> {
             tap.sent(now, self.link, frame);
             changed.extend_from_slice(&frame.header.encode());
             changed.extend_from_slice(&frame.body);
+        }
+        changed.freeze()
+    }
+
+    fn group_received(&mut self, now: Now, frame: Frame) -> Vec<Frame> {
+        let Some(tap) = &mut self.groups else { return vec![frame] };
+        let mut heard = Vec::new();
+        for frame in tap.echoes(now, self.link).into_iter().chain([frame]) {
+            tap.received(now, self.link, &frame);
+            match &mut self.group_tamper {
+                Some(tamper) => heard.extend(tamper.received(tap, self.link, frame)),
+                None => heard.push(frame),
+            }
+        }
+        heard
+    }
+
+    fn group_sent(&mut self, now: Now, bytes: &Bytes, dice: &mut SimRandom) -> Bytes {
+        let Some(tap) = &mut self.groups else { return bytes.clone() };
+        let mut sent = frames(&mut BytesMut::from(&bytes[..]));
+        if let Some(tamper) = &mut self.group_tamper {
+            sent = tamper.sent(tap, self.link, sent, dice);
+        }
+        let mut changed = BytesMut::with_capacity(bytes.len());
+        for frame in &sent {
+            tap.sent(now, self.link, frame);
+            if !GroupTap::is_unasked(frame) {
+                changed.extend_from_slice(&frame.header.encode());
+                changed.extend_from_slice(&frame.body);
+            }
         }
         changed.freeze()
     }

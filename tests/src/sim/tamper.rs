@@ -50,6 +50,18 @@ pub enum Planted {
     FailuresForgotten,
     /// The last message of a hand-out is handed out beyond the credit.
     CreditIgnored,
+    /// A partition goes to its next owner without waiting until the one before has drained it.
+    HandedOverUndrained,
+    /// An ack under an epoch that is over is taken.
+    StaleAckTaken,
+    /// The next owner begins behind what was delivered, not behind what was acknowledged.
+    PositionDelivered,
+    /// A member is not told of a partition that it was given.
+    PartitionForgotten,
+    /// When a member joins, another one that lives is fenced.
+    FencedByChurn,
+    /// What was on its way before a seek is delivered after it is confirmed.
+    DeliveredAfterSeek,
 }
 
 impl Planted {
@@ -62,6 +74,16 @@ impl Planted {
         Self::LeasedTwice,
         Self::FailuresForgotten,
         Self::CreditIgnored,
+    ];
+
+    /// Those that a run with groups must find.
+    pub const GROUPS: [Self; 6] = [
+        Self::HandedOverUndrained,
+        Self::StaleAckTaken,
+        Self::PositionDelivered,
+        Self::PartitionForgotten,
+        Self::FencedByChurn,
+        Self::DeliveredAfterSeek,
     ];
 
     /// Those that a run with streams must find.

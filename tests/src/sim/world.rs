@@ -4,6 +4,8 @@
 //! A run: topics are created; clients publish and read while faults happen; the faults stop; everything
 //! sent must be answered and read; a fresh client reads everything once more for the last judgement.
 
+mod groups;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -14,7 +16,9 @@ use postrider_protocol::types::{Durability, TimestampMs, TopicKind};
 use postrider_storage::SimDisk;
 use postrider_storage::disk_sim::{CrashKind, FaultPlan, SimRandom};
 
-use super::client::{Client, Load};
+use super::client::{Client, Keys, Load};
+use super::group_oracle::GroupFigures;
+use super::group_tap::GroupTap;
 use super::network::Connection;
 use super::oracle::{Oracle, Place};
 use super::queue_oracle::{Queue, QueueFigures};
@@ -59,6 +63,8 @@ pub struct Figures {
     pub client_restarts: u64,
     /// What the queues went through.
     pub queues: QueueFigures,
+    /// What the consumer group went through.
+    pub groups: GroupFigures,
 }
 
 impl std::ops::AddAssign for Figures {
@@ -75,6 +81,7 @@ impl std::ops::AddAssign for Figures {
         self.full_disks += other.full_disks;
         self.client_restarts += other.client_restarts;
         self.queues += other.queues;
+        self.groups += other.groups;
     }
 }
 
@@ -158,6 +165,8 @@ pub enum Cast {
     Streams,
     /// Producers, consumers of queues, and readers beside them.
     Queues,
+    /// Producers, and the members of a consumer group.
+    Groups,
 }
 
 /// Runs a seed, with a planted bug or without.
@@ -168,7 +177,9 @@ pub fn run(cast: Cast, seed: u64, planted: Option<Planted>, keep_trace: bool) ->
     let (messages, acknowledged) = world.oracle.counts();
     let queues =
         world.server.tap.as_ref().map_or_else(QueueFigures::default, |tap| tap.oracle.figures);
-    let figures = Figures { messages, acknowledged, queues, ..world.figures };
+    let groups =
+        world.server.groups.as_ref().map_or_else(GroupFigures::default, |tap| tap.oracle.figures);
+    let figures = Figures { messages, acknowledged, queues, groups, ..world.figures };
     world.trace.say(world.now, format_args!("end {figures:?}"));
     Report {
         violations: world.oracle.violations().to_vec(),
@@ -215,6 +226,11 @@ impl World {
                     topic(TopicKind::Queue, partitions, None),
                 ]
             }
+            Cast::Groups => {
+                let partitions = 1 + u32::try_from(dice.below(7)).expect("few");
+                server.groups = Some(GroupTap::new(partitions));
+                vec![topic(TopicKind::Log, partitions, None)]
+            }
         };
         Self {
             now: Duration::from_secs(1),
@@ -245,7 +261,7 @@ impl World {
     fn play(&mut self) {
         self.trace.say(self.now, format_args!("{:?} {:?}", self.faults, self.load));
         self.create_topics();
-        let clients = 1 + self.dice.below(3);
+        let clients = 1 + self.dice.below(3) + u64::from(self.cast == Cast::Groups);
         for number in 0..clients {
             let client = self.new_client(number);
             self.clients.push(client);
@@ -298,14 +314,18 @@ impl World {
     }
 
     fn new_client(&mut self, number: u64) -> Client {
+        if self.cast == Cast::Groups {
+            return self.new_group_client(number);
+        }
         let mut client = Client::new(format!("client-{number}"), self.dice.next_u64());
         for topic in 0..self.topics.len() {
             if self.dice.one_in(3) {
                 continue;
             }
             let partitions = self.topics[topic].partitions;
-            let (who, keyed) = (self.next_publisher, self.cast == Cast::Queues);
-            client.publish(self.now, topic, partitions, who, keyed, &mut self.dice);
+            let keys = if self.cast == Cast::Queues { Keys::Some } else { Keys::None };
+            let who = self.next_publisher;
+            client.publish(self.now, topic, partitions, who, keys, &mut self.dice);
             self.next_publisher += 1;
         }
         for (at, queue) in self.queues().iter().enumerate() {
@@ -411,6 +431,9 @@ impl World {
             self.trace.say(self.now, format_args!("{name} restarts"));
         }
         self.fill_disk();
+        if self.cast == Cast::Groups {
+            self.pause_somebody();
+        }
     }
 
     fn fill_disk(&mut self) {
@@ -485,10 +508,12 @@ impl World {
         if self.dice.one_in(20) {
             self.server.maintain(now);
         }
-        for what in self.server.tap.iter_mut().flat_map(|tap| tap.oracle.take_violations()) {
+        let queues = self.server.tap.iter_mut().flat_map(|tap| tap.oracle.take_violations());
+        let groups = self.server.groups.iter_mut().flat_map(|tap| tap.oracle.take_violations());
+        for what in queues.chain(groups) {
             self.oracle.violate(what);
         }
-        let tick_ms = if self.cast == Cast::Queues { 25 } else { 100 };
+        let tick_ms = if self.cast == Cast::Streams { 100 } else { 25 };
         if self.now.as_millis().is_multiple_of(tick_ms) {
             self.server.tick(now);
         }
@@ -527,6 +552,9 @@ impl World {
     }
 
     fn run_client(&mut self, at: usize) {
+        if self.clients[at].paused_until > self.now {
+            return;
+        }
         let wall = self.now().wall;
         let client = &mut self.clients[at];
         match client.link.and_then(|link| self.network.get_mut(&link)) {
@@ -547,6 +575,8 @@ impl World {
         let load = self.chaos.then_some(self.load);
         let (oracle, durables) = (&mut self.oracle, &mut self.durables);
         client.run(self.now, wall, oracle, durables, load, self.planted, &mut self.dice);
+        self.run_members(at);
+        let (client, oracle) = (&mut self.clients[at], &mut self.oracle);
         let Some(tap) = &mut self.server.tap else { return };
         let queues = &mut tap.oracle;
         for plan in client.work(self.now, oracle, queues, self.draining, &mut self.dice) {
@@ -654,8 +684,10 @@ impl World {
         if self.oracle.violations().is_empty() {
             self.oracle.judge_end(&read);
         }
-        if self.cast == Cast::Queues {
-            self.drain_queues();
+        match self.cast {
+            Cast::Streams => {}
+            Cast::Queues => self.drain_queues(),
+            Cast::Groups => self.judge_group(),
         }
     }
 
