@@ -18,6 +18,7 @@ mod combining;
 mod consumers;
 mod counters;
 mod dead_letters;
+mod delays;
 mod deliver;
 mod fold;
 mod groups;
@@ -40,7 +41,7 @@ mod session;
 mod topic;
 
 pub use broker::{Broker, Readiness};
-pub use counters::BrokerMetrics;
+pub use counters::{BrokerMetrics, LATENESS_BOUNDS_MS, LatenessTotals};
 pub use hub::Identity;
 pub use open::{BrokerOpenError, OpenReport};
 pub use options::BrokerOptions;

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 use postrider_protocol::error::ErrorCode;
 use postrider_storage::{Histogram as StoreHistogram, StoreStats};
 
-use crate::join::BrokerMetrics;
+use crate::join::{BrokerMetrics, LATENESS_BOUNDS_MS};
 use crate::net::{CloseReason, NetCounters};
 pub(crate) use process::ProcessSample;
 pub use text::Kind;
@@ -154,6 +154,21 @@ metrics! {
         |s, out| out.count(s.broker(|b| b.queue_leases_lost));
     "postrider_queue_dead_lettered_total" Counter "messages", "Messages moved to dead letter topics.",
         |s, out| out.count(s.broker(|b| b.queue_dead_lettered));
+    "postrider_delayed_pending" Gauge "messages", "Delayed messages that wait for their time.",
+        |s, out| out.count(s.broker(|b| b.delays_pending));
+    "postrider_delayed_scheduled_total" Counter "messages", "Messages published with a delay.",
+        |s, out| out.count(s.broker(|b| b.delays_scheduled));
+    "postrider_delayed_released_total" Counter "messages", "Delayed messages that got their offsets when their time had come.",
+        |s, out| out.count(s.broker(|b| b.delays_released));
+    "postrider_delayed_cancelled_total" Counter "messages", "Delayed messages that were taken back.",
+        |s, out| out.count(s.broker(|b| b.delays_cancelled));
+    "postrider_delayed_lost_total" Counter "messages", "Delayed messages that could not be read any more when their time had come; each is a line in the log.",
+        |s, out| out.count(s.broker(|b| b.delays_lost));
+    "postrider_delayed_late_seconds" Histogram "seconds", "How long after their time delayed messages were released.",
+        |s, out| if let Some(b) = &s.broker {
+            let bounds = LATENESS_BOUNDS_MS.map(|ms| ms as f64 / 1e3);
+            out.histogram(&bounds, &b.delay_lateness.buckets, b.delay_lateness.sum_ms as f64 / 1e3);
+        };
     "postrider_topics" Gauge "topics", "Topics that exist.",
         |s, out| out.count(s.broker(|b| b.topics));
     "postrider_partitions" Gauge "partitions", "Partitions of all topics.",

@@ -62,6 +62,7 @@ mod client;
 mod consumer;
 #[doc(hidden)]
 pub mod core;
+mod delayed;
 mod delivery;
 mod error;
 mod group;
@@ -79,15 +80,16 @@ mod url;
 pub use postrider_protocol::{
     error::{ErrorBody as BrokerError, ErrorClass, ErrorCode, Retry},
     message::{
-        AlterTopic, Breaker, BrokerAddress, CreateQueueReply, CreateSubscriptionReply,
-        CreateTopicReply, DescribeGroupReply, DescribeQueueReply, DescribeTopicReply, GapReason,
-        GroupPartition, MetadataReply, PartitionDescription, PartitionMetadata, QueueConsumer,
-        QueuePartition, QueuePolicy, Start, SubscriptionDescription, SubscriptionPosition,
-        TopicBounds, TopicConfig, TopicMetadata, WhyMessageReply,
+        AlterTopic, Breaker, BrokerAddress, CancelVerdict, CreateQueueReply,
+        CreateSubscriptionReply, CreateTopicReply, DelayedPartition, DescribeGroupReply,
+        DescribeQueueReply, DescribeTopicReply, GapReason, GroupPartition, MetadataReply,
+        PartitionDescription, PartitionMetadata, QueueConsumer, QueuePartition, QueuePolicy, Start,
+        SubscriptionDescription, SubscriptionPosition, TopicBounds, TopicConfig, TopicMetadata,
+        WhyMessageReply,
     },
     types::{
-        ClusterId, Compression, Durability, LeaderEpoch, MemberId, NodeId, Offset, PartitionId,
-        SubscriptionId, TimestampMs, TopicId, TopicKind,
+        ClusterId, Compression, Durability, EntryIndex, LeaderEpoch, MemberId, NodeId, Offset,
+        PartitionId, SubscriptionId, TimestampMs, TopicId, TopicKind,
     },
 };
 
@@ -97,6 +99,7 @@ pub use self::{
     client::{Client, ClientBuilder, ClientEvent, CloseReport},
     consumer::{Consumer, ConsumerBuilder, Drained, Failure},
     core::{producer::TopicFacts, subscription::AttachedPartition},
+    delayed::{DelayId, NoDelayId},
     delivery::{AckHandle, Delivery, OnDrop, Settled, SettledFuture},
     error::{
         AckError, AdminError, Attempt, ConnectError, ConsumeError, FlushError, OpenError,

@@ -17,11 +17,12 @@ use crate::{
     client::Handle,
     core::{
         ProducerKey,
-        completion::{BatchCompletion, BatchOutcome, promise},
+        completion::{BatchCompletion, BatchOutcome, Place, promise},
         lane::MessageParts,
         producer::{Enqueue, ProducerOptions, TopicFacts},
         room::Ticket,
     },
+    delayed::DelayId,
     error::{FlushError, OpenError, SendError, TrySendError},
     payload::Encode,
     record::{Receipt, Record},
@@ -304,6 +305,7 @@ fn parts<'a, V>(record: &'a Record<V>, value: Option<&'a [u8]>) -> MessageParts<
         value,
         headers: &record.headers,
         timestamp: record.timestamp,
+        deliver_at: record.deliver_at,
     }
 }
 
@@ -384,13 +386,25 @@ impl Future for Ack {
 
 fn receipt(outcome: &BatchOutcome, place: u32) -> Result<Receipt, SendError> {
     match outcome {
-        BatchOutcome::Stored(stored) => Ok(Receipt {
-            partition: stored.partition,
-            offset: Offset(stored.base_offset.0 + u64::from(place)),
-            append_time: stored.append_time,
-            durability: stored.durability,
-            duplicate: stored.duplicate,
-        }),
+        BatchOutcome::Stored(stored) => {
+            let partition = stored.partition;
+            let (offset, delay_id) = match stored.place {
+                Place::Offsets(base) => (Offset(base.0 + u64::from(place)), None),
+                Place::Delayed(first) => {
+                    let position = first.position.saturating_add(place);
+                    let id = DelayId { partition, index: first.index, position };
+                    (Receipt::NO_OFFSET, Some(id))
+                }
+            };
+            Ok(Receipt {
+                partition,
+                offset,
+                delay_id,
+                append_time: stored.append_time,
+                durability: stored.durability,
+                duplicate: stored.duplicate,
+            })
+        }
         BatchOutcome::Failed(failure) => Err(SendError::from_failure(failure)),
     }
 }

@@ -1,7 +1,11 @@
 //! Owns what an application publishes, [`Record`], and what it gets for it, [`Receipt`]. Driven by producers.
 
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
 use bytes::Bytes;
 use postrider_protocol::types::{Durability, Offset, PartitionId, TimestampMs};
+
+use crate::delayed::DelayId;
 
 /// A message to publish.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -11,6 +15,7 @@ pub struct Record<V> {
     pub(crate) headers: Vec<(Bytes, Option<Bytes>)>,
     pub(crate) partition: Option<PartitionId>,
     pub(crate) timestamp: Option<TimestampMs>,
+    pub(crate) deliver_at: Option<TimestampMs>,
 }
 
 impl<V> Record<V> {
@@ -23,6 +28,7 @@ impl<V> Record<V> {
             headers: Vec::new(),
             partition: None,
             timestamp: None,
+            deliver_at: None,
         }
     }
 
@@ -30,7 +36,14 @@ impl<V> Record<V> {
     #[must_use]
     pub fn tombstone(key: impl Into<Bytes>) -> Self {
         let key = Some(key.into());
-        Self { value: None, key, headers: Vec::new(), partition: None, timestamp: None }
+        Self {
+            value: None,
+            key,
+            headers: Vec::new(),
+            partition: None,
+            timestamp: None,
+            deliver_at: None,
+        }
     }
 
     /// Sets the key: messages of one key go to one partition and keep their order.
@@ -62,6 +75,24 @@ impl<V> Record<V> {
         self
     }
 
+    /// Has the broker deliver the message at this time, not before. It is stored and confirmed at once, gets its
+    /// offset when the time has come by the broker's clock, and can be taken back until then
+    /// ([`Admin::cancel_delayed`](crate::Admin::cancel_delayed)). A time that is past is at once. Messages of
+    /// different times go into different batches.
+    #[must_use]
+    pub fn deliver_at(mut self, time: TimestampMs) -> Self {
+        self.deliver_at = Some(time);
+        self
+    }
+
+    /// The same, at a time counted from this call by this machine's clock.
+    #[must_use]
+    pub fn deliver_after(self, delay: Duration) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let ms = now.saturating_add(delay).as_millis();
+        self.deliver_at(TimestampMs(u64::try_from(ms).unwrap_or(u64::MAX)))
+    }
+
     /// The value.
     #[must_use]
     pub fn value(&self) -> Option<&V> {
@@ -80,12 +111,19 @@ impl<V> Record<V> {
 pub struct Receipt {
     /// The partition.
     pub partition: PartitionId,
-    /// The offset in it.
+    /// The offset in it; [`Receipt::NO_OFFSET`] of a delayed message, which gets one when it is released.
     pub offset: Offset,
+    /// Names a delayed message until then, and for cancelling it.
+    pub delay_id: Option<DelayId>,
     /// The broker's time of the append.
     pub append_time: TimestampMs,
     /// What the message has reached.
     pub durability: Durability,
     /// A retry found the message already stored; this is where.
     pub duplicate: bool,
+}
+
+impl Receipt {
+    /// What a delayed message has for an offset. No message ever has this one.
+    pub const NO_OFFSET: Offset = Offset(u64::MAX);
 }

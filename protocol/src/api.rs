@@ -112,6 +112,12 @@ apis! {
     Publish = 21, OneWay;
     /// What became of published sequences.
     Confirm = 22, Event;
+    /// A batch to store now and to deliver later. Answered by `Confirm`.
+    PublishDelayed = 23, OneWay;
+    /// Take back delayed messages.
+    CancelDelayed = 24, Request;
+    /// The delayed messages of a topic by numbers.
+    DescribeDelayed = 25, Request;
     /// Attach to a topic.
     Subscribe = 30, Request;
     /// Entries of a subscribed partition.

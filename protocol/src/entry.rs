@@ -96,6 +96,8 @@ entry_kinds! {
     Metadata = 15,
     /// A producer session is forgotten.
     ProducerExpire = 16,
+    /// Delayed messages are taken back.
+    DelayCancel = 17,
 }
 
 /// Why bytes are not an entry.

@@ -20,5 +20,6 @@ pub mod message;
 pub mod partition;
 pub mod rebuild;
 pub mod record;
+pub mod trailer;
 pub mod types;
 mod varint;

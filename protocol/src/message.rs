@@ -10,6 +10,7 @@ use crate::{api::Api, codec::DecodeError};
 
 mod bounds;
 mod confirm;
+mod delay;
 mod deliver;
 mod group;
 mod hello;
@@ -24,6 +25,11 @@ mod topic;
 
 pub use bounds::{BoundsChange, Expired, Overflow, TopicBounds};
 pub use confirm::{CONFIRM_RUN_BYTES, Confirm, ConfirmRun, Outcome};
+pub use delay::{
+    CANCEL_DELAYED_MAX, CancelDelayed, CancelDelayedReply, CancelVerdict, DelayId,
+    DelayedPartition, DescribeDelayed, DescribeDelayedReply, PUBLISH_DELAYED_HEAD_BYTES,
+    PublishDelayed,
+};
 pub use deliver::{DELIVER_HEAD_BYTES, Deliver, DeliverHead};
 pub use group::{
     DescribeGroup, DescribeGroupReply, GroupAssigned, GroupFenced, GroupHeartbeat, GroupMember,

@@ -21,14 +21,15 @@ use postrider_protocol::error::ErrorBody;
 use postrider_protocol::frame::{FLAG_ERROR, FLAG_REPLY, Frame, FrameDecoder, FrameError};
 use postrider_protocol::message::{
     Ack, AckReply, AckUpTo, AckUpToReply, AlterQueue, AlterQueueReply, AlterTopic, AlterTopicReply,
-    Confirm, Consume, ConsumeReply, CreateQueue, CreateQueueReply, CreateSubscription,
-    CreateSubscriptionReply, CreateTopic, CreateTopicReply, Credit, DeleteSubscription,
-    DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DescribeGroup,
-    DescribeGroupReply, DescribeQueue, DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap,
-    GroupAssigned, GroupFenced, GroupHeartbeat, GroupReleased, GroupReleasedReply, GroupRevoked,
-    Hello, HelloReply, JoinGroup, JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply,
-    Limits, ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message,
-    Metadata, MetadataReply, OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PurgeQueue,
+    CancelDelayed, CancelDelayedReply, Confirm, Consume, ConsumeReply, CreateQueue,
+    CreateQueueReply, CreateSubscription, CreateSubscriptionReply, CreateTopic, CreateTopicReply,
+    Credit, DeleteSubscription, DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver,
+    DescribeDelayed, DescribeDelayedReply, DescribeGroup, DescribeGroupReply, DescribeQueue,
+    DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap, GroupAssigned, GroupFenced,
+    GroupHeartbeat, GroupReleased, GroupReleasedReply, GroupRevoked, Hello, HelloReply, JoinGroup,
+    JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply, Limits, ListOffsets,
+    ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply,
+    OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PublishDelayed, PurgeQueue,
     PurgeQueueReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
     SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
@@ -137,6 +138,9 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::OpenProducer => exact::<OpenProducer>,
         Api::Publish => publish,
         Api::Confirm => exact::<Confirm>,
+        Api::PublishDelayed => publish_delayed,
+        Api::CancelDelayed => exact::<CancelDelayed>,
+        Api::DescribeDelayed => exact::<DescribeDelayed>,
         Api::Subscribe => exact::<Subscribe>,
         Api::Deliver => deliver,
         Api::Credit => exact::<Credit>,
@@ -182,6 +186,8 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::DeleteTopic => exact::<DeleteTopicReply>,
         Api::DescribeTopic => exact::<DescribeTopicReply>,
         Api::OpenProducer => exact::<OpenProducerReply>,
+        Api::CancelDelayed => exact::<CancelDelayedReply>,
+        Api::DescribeDelayed => exact::<DescribeDelayedReply>,
         Api::Subscribe => exact::<SubscribeReply>,
         Api::AckUpTo => exact::<AckUpToReply>,
         Api::Seek => exact::<SeekReply>,
@@ -203,6 +209,7 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::LeaveGroup => exact::<LeaveGroupReply>,
         Api::DescribeGroup => exact::<DescribeGroupReply>,
         Api::Publish
+        | Api::PublishDelayed
         | Api::Confirm
         | Api::Deliver
         | Api::Credit
@@ -232,6 +239,13 @@ fn publish(body: Bytes) {
     exact::<Publish>(body.clone());
     if let Ok(publish) = Publish::decode(body) {
         check_batch(&publish.batch);
+    }
+}
+
+fn publish_delayed(body: Bytes) {
+    exact::<PublishDelayed>(body.clone());
+    if let Ok(delayed) = PublishDelayed::decode(body) {
+        check_batch(&delayed.publish.batch);
     }
 }
 

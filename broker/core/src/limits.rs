@@ -95,5 +95,16 @@ pub const GONE_RUNS_MAX: usize = 1_024;
 /// The longest delay that a consumer may ask for.
 pub const RETURN_DELAY_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
 
+/// Delayed messages that wait on a partition unless configured. At the bound a publish with a delay is refused
+/// with `LimitExceeded`. They cost up to 40 bytes of memory each.
+pub const DELAYED_PER_PARTITION_MAX: u64 = 1 << 20;
+
+/// Runs of delayed messages that are remembered as having left; the oldest is forgotten. A cancel of one of
+/// those is then answered `Unknown`.
+pub const DELAY_ENDED_MAX: usize = 1_024;
+
+/// Delayed entries that are read, or released and not committed, at a time; more follow as these commit.
+pub const RELEASES_IN_FLIGHT_MAX: usize = 4_096;
+
 const _: () = assert!(SESSION_RUNS_MAX >= 1_024, "a client may have 1,024 batches unconfirmed");
 const _: () = assert!(PARTITIONS_PER_TOPIC_MAX <= 16_384, "keys hash to 16,384 slots");

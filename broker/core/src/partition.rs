@@ -3,6 +3,8 @@
 
 mod acks;
 mod command;
+mod delay_snapshot;
+mod delays;
 mod effect;
 mod leader;
 mod producers;
@@ -21,12 +23,13 @@ mod subscriptions;
 pub use command::{
     CommandError, Settled, Settlement, StateCommand, SubscribeStart, SubscriptionMode,
 };
+pub use delays::{DelayedChange, Payload, ReleasedChange};
 pub use effect::{
     Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, PartitionIdentity,
     PartitionLimits, PendingAppend, PublishRequest, Refusal, StateCommitted,
 };
 pub use leader::Partition;
-pub use producers::{DataChange, ProducerSession, Producers, Run};
+pub use producers::{DataChange, ProducerSession, Producers, Run, RunPlace};
 pub use queue_commands::{DeadDone, DeadIntent, REASON_BYTES_MAX, Returned, SettledRuns};
 pub use snapshot::SnapshotError;
 pub use state::{APPLY_VERSION, AppliedEntry, ApplyError, Change, EpochRange, PartitionState};

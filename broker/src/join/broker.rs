@@ -149,6 +149,7 @@ impl Broker {
         let (group_members, group_partitions_unowned) = hub.groups.counts();
         let gauges = Gauges {
             sessions: u64::from(hub.sessions()),
+            delays_pending: hub.partitions().iter().map(|partition| partition.scheduled()).sum(),
             publish_in_flight_bytes: hub.budget.used() as u64,
             topics,
             partitions,

@@ -2,6 +2,7 @@
 //! does. Driven by sessions, partitions and the catalog.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use postrider_protocol::error::ErrorCode;
 use postrider_storage::StoreStats;
@@ -42,6 +43,43 @@ impl ErrorCounters {
     }
 }
 
+/// Bounds of the buckets of [`Lateness`], in milliseconds, inclusive. The last bucket has none.
+pub const LATENESS_BOUNDS_MS: [u64; 9] = [5, 10, 25, 50, 100, 250, 1_000, 10_000, 60_000];
+
+/// How late things happened.
+#[derive(Default)]
+pub(crate) struct Lateness {
+    buckets: [Counter; LATENESS_BOUNDS_MS.len() + 1],
+    sum_ms: Counter,
+}
+
+impl Lateness {
+    pub(crate) fn add(&self, late: Duration, count: u64) {
+        let ms = u64::try_from(late.as_millis()).unwrap_or(u64::MAX);
+        let at = LATENESS_BOUNDS_MS.partition_point(|bound| *bound < ms);
+        if let Some(bucket) = self.buckets.get(at) {
+            bucket.add(count);
+        }
+        self.sum_ms.add(ms.saturating_mul(count));
+    }
+
+    fn totals(&self) -> LatenessTotals {
+        LatenessTotals {
+            buckets: self.buckets.iter().map(Counter::total).collect(),
+            sum_ms: self.sum_ms.total(),
+        }
+    }
+}
+
+/// How late things happened, since the start.
+#[derive(Clone, Debug)]
+pub struct LatenessTotals {
+    /// One more than [`LATENESS_BOUNDS_MS`]; how many in each.
+    pub buckets: Vec<u64>,
+    /// All together.
+    pub sum_ms: u64,
+}
+
 /// Everything that the join counts.
 #[derive(Default)]
 pub(crate) struct Counters {
@@ -66,6 +104,11 @@ pub(crate) struct Counters {
     pub(crate) queue_returned: Counter,
     pub(crate) queue_leases_lost: Counter,
     pub(crate) queue_dead_lettered: Counter,
+    pub(crate) delays_scheduled: Counter,
+    pub(crate) delays_released: Counter,
+    pub(crate) delays_cancelled: Counter,
+    pub(crate) delays_lost: Counter,
+    pub(crate) delay_lateness: Lateness,
     pub(crate) snapshots: Counter,
     pub(crate) snapshot_bytes: Counter,
     pub(crate) trims: Counter,
@@ -124,6 +167,18 @@ pub struct BrokerMetrics {
     pub queue_leases_lost: u64,
     /// Messages moved to dead letter topics.
     pub queue_dead_lettered: u64,
+    /// Delayed messages that wait now.
+    pub delays_pending: u64,
+    /// Messages published with a delay.
+    pub delays_scheduled: u64,
+    /// Delayed messages that got their offsets.
+    pub delays_released: u64,
+    /// Delayed messages that were taken back.
+    pub delays_cancelled: u64,
+    /// Delayed messages that could not be read when they were due.
+    pub delays_lost: u64,
+    /// How long after their time delayed messages were released.
+    pub delay_lateness: LatenessTotals,
     /// Topics now.
     pub topics: u64,
     /// Partitions of all topics now.
@@ -158,6 +213,7 @@ pub struct BrokerMetrics {
 pub(crate) struct Gauges {
     pub(crate) sessions: u64,
     pub(crate) publish_in_flight_bytes: u64,
+    pub(crate) delays_pending: u64,
     pub(crate) topics: u64,
     pub(crate) partitions: u64,
     pub(crate) subscriptions: u64,
@@ -192,6 +248,12 @@ impl Counters {
             queue_returned: self.queue_returned.total(),
             queue_leases_lost: self.queue_leases_lost.total(),
             queue_dead_lettered: self.queue_dead_lettered.total(),
+            delays_pending: gauges.delays_pending,
+            delays_scheduled: self.delays_scheduled.total(),
+            delays_released: self.delays_released.total(),
+            delays_cancelled: self.delays_cancelled.total(),
+            delays_lost: self.delays_lost.total(),
+            delay_lateness: self.delay_lateness.totals(),
             topics: gauges.topics,
             partitions: gauges.partitions,
             subscriptions: gauges.subscriptions,

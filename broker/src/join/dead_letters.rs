@@ -110,6 +110,8 @@ impl DeadLetters {
             let place = (target, Sequence(run.base_sequence.0 + nth));
             let Some(letter) = outgoing.under_way.get_mut(&place) else { continue };
             match &run.outcome {
+                // No letter is delayed.
+                Outcome::Delayed { .. } | Outcome::DelayedDuplicate { .. } => {}
                 Outcome::Committed { .. } | Outcome::Duplicate { .. } => {
                     count += u64::from(letter.stored.is_none());
                     letter.stored = Some(now);

@@ -14,6 +14,7 @@ use postrider_protocol::message::TopicConfig;
 use postrider_protocol::types::{EntryIndex, Offset, PartitionId, TopicKind};
 
 use crate::join::catalog::Catalog;
+use crate::join::delays::{self, Finder};
 use crate::join::hub::Hub;
 use crate::join::partition::PartitionHandle;
 use crate::join::topic::TopicHandle;
@@ -39,6 +40,7 @@ pub(crate) struct Housekeeping {
     pass: VecDeque<(Arc<TopicHandle>, u32)>,
     /// Snapshot bytes that may be written now; below zero after a large one.
     snapshot_bytes: i64,
+    finder: Finder,
 }
 
 impl Housekeeping {
@@ -49,6 +51,7 @@ impl Housekeeping {
             pass_bytes: 0,
             pass: VecDeque::new(),
             snapshot_bytes: 0,
+            finder: Finder::default(),
         }
     }
 
@@ -65,6 +68,10 @@ impl Housekeeping {
         self.write_snapshots(hub, now, passed);
         catalog.check_snapshot();
         hub.groups.tick(now);
+        if !self.finder.is_done() {
+            self.finder.tick(catalog, now);
+            return;
+        }
         if self.pass.is_empty() && self.is_pass_due(hub, written_bytes, now) {
             self.pass_due = now.monotonic + hub.options.retention_check_interval;
             self.pass_bytes = written_bytes;
@@ -113,10 +120,15 @@ impl Housekeeping {
     }
 }
 
-/// Has the partitions whose queues are due do what time has brought.
+/// Has the partitions whose queues or delayed messages are due do what time has brought.
 fn tick_queues(hub: &Hub, now: Now) {
     for partition in hub.queue_wakes.take_due(now.monotonic, QUEUES_PER_TICK) {
-        partition.lead_if_folded(now, |leader, turn| leader.tick_queues(&partition, turn));
+        let due = partition.lead_if_folded(now, |leader, turn| {
+            let due = leader.due_releases(turn);
+            leader.tick_queues(&partition, turn);
+            due
+        });
+        delays::release(&partition, due.unwrap_or_default(), now);
     }
 }
 
@@ -181,12 +193,15 @@ fn retain(
     let ready = Position::from(log.ready_end());
     let Some(wanted) = rule(&facts, ready) else { return };
     let snapshot = log.snapshot_index().unwrap_or_default();
-    let removable = Position { index: ready.index.min(snapshot), offset: ready.offset };
+    // Payloads of delayed messages are read when these are due.
+    let delayed = partition.lead_if_folded(now, |leader, _turn| leader.delay_floor()).flatten();
+    let kept = delayed.map_or(snapshot, |floor| floor.min(snapshot));
+    let removable = Position { index: ready.index.min(kept), offset: ready.offset };
     if let Some(start) = rule(&facts, removable) {
         log.trim(start);
         hub.counters.trims.add(1);
     }
-    if wanted.0 > snapshot {
+    if wanted.0 > snapshot && kept == snapshot {
         let folded = partition.lead(now, |leader, _turn| leader.write_snapshot(partition));
         if let Err(error) = folded {
             tracing::warn!(partition = ?partition.key, %error, "retention waits for a snapshot");

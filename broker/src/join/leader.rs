@@ -2,6 +2,7 @@
 //! from them, who is attached, and carrying effects into outboxes. Never locks (its caller holds the
 //! partition's lock), never wakes, never decides. Driven by `PartitionHandle`.
 
+mod delays;
 mod queue;
 
 use std::collections::BTreeMap;
@@ -10,6 +11,7 @@ use std::time::Duration;
 
 use postrider_core::Now;
 use postrider_core::cursors::Position;
+use postrider_core::delay::DelayTotals;
 use postrider_core::metadata::Subscription;
 use postrider_core::partition::{
     AckUpTo, Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, Partition,
@@ -18,7 +20,9 @@ use postrider_core::partition::{
 };
 use postrider_core::queue::DeadTarget;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{AckUpToReply, ConfirmRun, Outcome, Publish, Start};
+use postrider_protocol::message::{
+    AckUpToReply, CancelDelayedReply, ConfirmRun, Outcome, Publish, Start,
+};
 use postrider_protocol::types::{CorrelationId, EntryIndex, Offset, SubscriptionId};
 use postrider_protocol::{api::Api, frame};
 use postrider_storage::{AppendError, NewEntry, ReadError};
@@ -53,6 +57,8 @@ pub(crate) enum Route {
     Letter(QueueKey, DeadTarget),
     /// A member of a consumer group.
     Group(Arc<Grant>),
+    /// A cancel of delayed messages.
+    CancelDelayed(Arc<Outbox>, CorrelationId),
 }
 
 /// Who is attached to a durable subscription on this partition.
@@ -74,6 +80,8 @@ pub(crate) struct Leader {
     /// When the tick comes for the queues, if it does.
     queue_wake: Option<Duration>,
     effects: Vec<Effect<Route>>,
+    /// What is counted of delayed messages so far.
+    delay_totals: DelayTotals,
     /// Where the newest snapshot, written or asked for, ends.
     snapshot_end: EntryIndex,
     /// Its size, and the bytes appended since.
@@ -96,6 +104,7 @@ impl Leader {
             node: hub.identity.node,
         };
         Self {
+            delay_totals: state.delays().totals(),
             core: Partition::new(identity, state, PartitionLimits::default()),
             owners: BTreeMap::new(),
             members: Members::default(),
@@ -170,13 +179,24 @@ impl Leader {
             route: Route::Publish(Arc::clone(outbox)),
         };
         let decision = self.core.publish(turn.now, request, &mut self.effects);
-        // Charged before the store is asked: the answer takes the bytes back even if it is a refusal.
+        self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
+    }
+
+    /// What a publish leads to. Its bytes are charged before the store is asked: the answer takes them back
+    /// even if it is a refusal.
+    fn charge_and_follow(
+        &mut self,
+        partition: &PartitionHandle,
+        decision: Decision<Route>,
+        bytes: usize,
+        outbox: &Outbox,
+    ) {
         match decision {
             Decision::Append(pending) => {
-                outbox.begin_publish(publish.batch.body.len());
+                outbox.begin_publish(bytes);
                 self.append(partition, pending);
             }
-            Decision::Waits => outbox.begin_publish(publish.batch.body.len()),
+            Decision::Waits => outbox.begin_publish(bytes),
             Decision::Done => {}
         }
     }
@@ -319,6 +339,7 @@ impl Leader {
                 break;
             }
         }
+        self.count_delays(partition);
         self.watch_queues(partition);
         self.check_snapshot(partition);
     }
@@ -417,6 +438,8 @@ impl Leader {
                 | Effect::Settled { .. }
                 | Effect::QueueReady { .. }
                 | Effect::LeasesLost { .. }
+                | Effect::DelaysCancelled { .. }
+                | Effect::DelaysReleased { .. }
                 | Effect::DeadLetters { .. } => {}
             }
         }
@@ -458,6 +481,16 @@ impl Leader {
                 }
                 Effect::LeasesLost { member, sub_epoch, runs, .. } => {
                     self.leases_lost(partition, member, sub_epoch, runs, turn);
+                }
+                Effect::DelaysCancelled { route, verdicts } => {
+                    if let Route::CancelDelayed(outbox, correlation) = route {
+                        let reply = CancelDelayedReply { verdicts };
+                        outbox.push_reply(frame::reply(&reply, correlation));
+                        turn.wakes.mark(&outbox);
+                    }
+                }
+                Effect::DelaysReleased { count, late } => {
+                    partition.hub.counters.delay_lateness.add(late, u64::from(count));
                 }
                 Effect::DeadLetters { subscription } => {
                     partition.hub.dead_letters.want(partition, subscription);
@@ -508,6 +541,7 @@ impl Leader {
                 | Route::Step(_)
                 | Route::Settle(_)
                 | Route::Letter(..)
+                | Route::CancelDelayed(..)
                 | Route::Group(_),
                 _,
             ) => {}
@@ -583,6 +617,11 @@ fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &
             outbox.push_reply(frame::error_reply(Api::AckUpTo as u16, *correlation, &error));
             turn.wakes.mark(outbox);
         }
+        Route::CancelDelayed(outbox, correlation) => {
+            let reply = frame::error_reply(Api::CancelDelayed as u16, *correlation, &error);
+            outbox.push_reply(reply);
+            turn.wakes.mark(outbox);
+        }
         Route::Step(operation) => operation.step(Err(error), turn.wakes),
         Route::Settle(settling) => {
             let api = settling.kind.api() as u16;
@@ -605,8 +644,12 @@ fn count_outcome(partition: &PartitionHandle, run: &ConfirmRun) {
     let counters = &partition.hub.counters;
     let count = u64::from(run.count);
     match &run.outcome {
-        Outcome::Committed { .. } => counters.committed_messages.add(count),
-        Outcome::Duplicate { .. } => counters.duplicate_messages.add(count),
+        Outcome::Committed { .. } | Outcome::Delayed { .. } => {
+            counters.committed_messages.add(count);
+        }
+        Outcome::Duplicate { .. } | Outcome::DelayedDuplicate { .. } => {
+            counters.duplicate_messages.add(count)
+        }
         Outcome::Rejected { error } => {
             counters.rejected_messages.add(count);
             counters.errors.add(error.code);

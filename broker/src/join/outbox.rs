@@ -235,7 +235,10 @@ impl Outbox {
 fn confirm_len(run: &ConfirmRun) -> usize {
     let text = match &run.outcome {
         Outcome::Rejected { error } | Outcome::Unknown { error } => error.message.len(),
-        Outcome::Committed { .. } | Outcome::Duplicate { .. } => 0,
+        Outcome::Committed { .. }
+        | Outcome::Duplicate { .. }
+        | Outcome::Delayed { .. }
+        | Outcome::DelayedDuplicate { .. } => 0,
     };
     CONFIRM_RUN_BYTES + text
 }

@@ -50,6 +50,8 @@ pub(crate) struct PartitionHandle {
     /// One past the last offset that may be delivered. Only rises; stored under the lock.
     high_watermark: AtomicU64,
     deleted: AtomicBool,
+    /// Delayed messages that wait, as far as the state is folded. Stored under the lock.
+    scheduled: AtomicU64,
     /// Wants a snapshot and stands in the list.
     pub(crate) snapshot_due: AtomicBool,
     leadership: CombiningLock<Leadership>,
@@ -94,6 +96,7 @@ impl PartitionHandle {
             durability,
             rules,
             deleted: AtomicBool::new(false),
+            scheduled: AtomicU64::new(0),
             snapshot_due: AtomicBool::new(false),
             leadership: CombiningLock::new(Leadership::Dormant(snapshot)),
             waiters: Mutex::default(),
@@ -148,6 +151,30 @@ impl PartitionHandle {
 
     pub(crate) fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn scheduled(&self) -> u64 {
+        self.scheduled.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_scheduled(&self, messages: u64) {
+        self.scheduled.store(messages, Ordering::Relaxed);
+    }
+
+    /// The log and its snapshot, if the state was not needed so far.
+    pub(crate) fn unread(&self) -> Option<(Log, Option<(EntryIndex, Bytes)>)> {
+        let mut wakes = WakeList::default();
+        let mut turn = Turn { now: self.hub.now(), wakes: &mut wakes };
+        let snapshot = self.leadership.with(
+            &mut turn,
+            |leadership, _turn| match leadership {
+                Leadership::Dormant(snapshot) => Some(snapshot.clone()),
+                Leadership::Leading(_) | Leadership::Closed(_) => None,
+            },
+            |leadership, turn| self.advance(leadership, turn),
+        );
+        wakes.wake();
+        snapshot.map(|snapshot| (self.log.clone(), snapshot))
     }
 
     /// Answers what waits and refuses what comes, since the topic is gone. Never blocks.
@@ -249,6 +276,7 @@ impl PartitionHandle {
     fn begin(&self, state: PartitionState, turn: &mut Turn<'_>) -> Leader {
         let mut leader = Leader::new(self, state);
         self.reconcile(&mut leader, turn);
+        leader.begin_delays(self);
         leader.carry_out(self, turn);
         leader
     }

@@ -6,6 +6,7 @@
 //! a last frame; everything else is answered and the session goes on.
 
 mod admin;
+mod delays;
 mod group;
 mod publish;
 mod queue;
@@ -165,6 +166,9 @@ impl Session {
         if api == Some(Api::Publish) && header.version == 1 {
             return self.publish(now, &mut inbound, frame);
         }
+        if api == Some(Api::PublishDelayed) && header.version == 1 {
+            return self.publish_delayed(now, &mut inbound, frame);
+        }
         self.hub.counters.requests.add(1);
         let Some(api) = api else {
             self.begin(header)?;
@@ -225,6 +229,12 @@ impl Session {
             Api::OpenProducer => {
                 self.parse(frame).map(|request| self.open_producer(now, header, &request))
             }
+            Api::CancelDelayed => {
+                self.parse(frame).map(|request| self.cancel_delayed(now, header, request))
+            }
+            Api::DescribeDelayed => {
+                self.parse(frame).map(|request| self.describe_delayed(now, header, &request))
+            }
             Api::ListOffsets => {
                 self.parse(frame).map(|request| self.list_offsets(header, &request))
             }
@@ -242,6 +252,7 @@ impl Session {
             }
             Api::Hello
             | Api::Publish
+            | Api::PublishDelayed
             | Api::Confirm
             | Api::Deliver
             | Api::Credit

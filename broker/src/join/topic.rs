@@ -5,11 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
+use bytes::Bytes;
 use postrider_core::{Now, metadata};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::TopicConfig;
-use postrider_protocol::types::{PartitionId, SubscriptionId, TimestampMs, TopicId};
-use postrider_storage::{LogKey, OpenedLog, Store};
+use postrider_protocol::types::{EntryIndex, PartitionId, SubscriptionId, TimestampMs, TopicId};
+use postrider_storage::{Log, LogKey, OpenedLog, Store};
 
 use crate::join::hub::{Hub, lock};
 use crate::join::leader::refusal;
@@ -160,6 +161,12 @@ impl TopicHandle {
             Some(opened) => OpenedLog { log, ..opened },
             None => OpenedLog { log, snapshot: None, damages: Vec::new() },
         })
+    }
+
+    /// The log and its snapshot as they were found at the start, if nobody has used the partition since.
+    pub(crate) fn found(&self, id: PartitionId) -> Option<(Log, Option<(EntryIndex, Bytes)>)> {
+        let found = lock(&self.found);
+        found.get(&(self.id, id)).map(|opened| (opened.log.clone(), opened.snapshot.clone()))
     }
 
     /// Whether the partition was ever written to, or is in use.

@@ -7,6 +7,7 @@
 )]
 
 mod consuming;
+mod delays;
 mod groups;
 mod peer;
 mod queues;

@@ -11,6 +11,7 @@ use std::{
 
 use postrider_protocol::{
     error::ErrorBody,
+    message::DelayId,
     types::{Durability, Offset, PartitionId, TimestampMs},
 };
 
@@ -125,10 +126,19 @@ impl<T> Future for Pending<T> {
 /// What became of a batch.
 #[derive(Clone, Debug)]
 pub enum BatchOutcome {
-    /// Stored, now or before; message `i` has offset `base_offset + i`.
+    /// Stored, now or before.
     Stored(Stored),
     /// Not stored, or not known.
     Failed(Arc<PublishFailure>),
+}
+
+/// What names a stored batch's messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Place {
+    /// Message `i` has this offset + `i`.
+    Offsets(Offset),
+    /// They get their offsets later. Message `i` has this id, its position + `i`.
+    Delayed(DelayId),
 }
 
 /// Where a batch is stored.
@@ -136,8 +146,8 @@ pub enum BatchOutcome {
 pub struct Stored {
     /// The partition.
     pub partition: PartitionId,
-    /// The offset of the batch's first message.
-    pub base_offset: Offset,
+    /// The place of the batch's first message.
+    pub place: Place,
     /// The broker's time of the append.
     pub append_time: TimestampMs,
     /// What the batch has reached.

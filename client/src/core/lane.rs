@@ -17,12 +17,12 @@ use bytes::Bytes;
 use postrider_protocol::{
     batch::{Batch, BatchBuilder},
     error::{ErrorBody, ErrorCode, Retry},
-    message::{ConfirmRun, Outcome},
+    message::{ConfirmRun, DelayId, Outcome},
     types::{LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, TimestampMs},
 };
 
 use super::{
-    completion::{BatchCompletion, BatchOutcome, PublishFailure, Stored},
+    completion::{BatchCompletion, BatchOutcome, Place, PublishFailure, Stored},
     producer::ProducerOptions,
 };
 
@@ -44,6 +44,8 @@ pub struct MessageParts<'a> {
     pub headers: &'a [(Bytes, Option<Bytes>)],
     /// The application's time; `None` is the time of the call.
     pub timestamp: Option<TimestampMs>,
+    /// Not delivered before; `None` is at once.
+    pub deliver_at: Option<TimestampMs>,
 }
 
 /// What a record costs beside its parts, at most: its varint fields.
@@ -106,6 +108,8 @@ struct OpenBatch {
     completion: Arc<BatchCompletion>,
     number: u64,
     opened: Duration,
+    /// Of all its messages.
+    deliver_at: Option<TimestampMs>,
     /// Of messages without a time of their own.
     timestamp: TimestampMs,
     count: u32,
@@ -119,6 +123,7 @@ struct Flight {
     count: u32,
     bytes: usize,
     opened: Duration,
+    deliver_at: Option<TimestampMs>,
     completion: Arc<BatchCompletion>,
     body: Body,
     outstanding: bool,
@@ -166,6 +171,7 @@ pub(crate) struct Sending {
     pub(crate) base_sequence: Sequence,
     pub(crate) count: u32,
     pub(crate) resolved_upto: Sequence,
+    pub(crate) deliver_at: Option<TimestampMs>,
     pub(crate) batch: Batch,
 }
 
@@ -253,8 +259,15 @@ impl Lane {
     }
 
     /// Whether the message opens a batch, so that its caller must read the clocks.
-    pub(crate) fn opens_batch(&self, bytes: usize, options: &ProducerOptions) -> bool {
-        self.open.as_ref().is_none_or(|open| open.bytes + bytes > options.batch_bytes)
+    pub(crate) fn opens_batch(
+        &self,
+        bytes: usize,
+        deliver_at: Option<TimestampMs>,
+        options: &ProducerOptions,
+    ) -> bool {
+        self.open.as_ref().is_none_or(|open| {
+            open.bytes + bytes > options.batch_bytes || open.deliver_at != deliver_at
+        })
     }
 
     /// Sets the time that messages without one of their own get.
@@ -269,11 +282,11 @@ impl Lane {
         self.open.as_ref().map_or(0, |open| open.count)
     }
 
-    /// Opens a batch, sealing the one that is open.
+    /// Opens a batch, sealing the one that is open. All messages of a batch are delivered at one time.
     pub(crate) fn open_batch(
         &mut self,
-        now: Duration,
-        timestamp: TimestampMs,
+        (now, timestamp): (Duration, TimestampMs),
+        deliver_at: Option<TimestampMs>,
         number: u64,
         options: &ProducerOptions,
     ) {
@@ -284,6 +297,7 @@ impl Lane {
             completion: Arc::new(BatchCompletion::default()),
             number,
             opened: now,
+            deliver_at,
             timestamp,
             count: 0,
             bytes: 0,
@@ -329,6 +343,7 @@ impl Lane {
             count: open.count,
             bytes: open.bytes,
             opened: open.opened,
+            deliver_at: open.deliver_at,
             completion: open.completion,
             body: Body::Building(open.builder),
             outstanding: false,
@@ -404,6 +419,7 @@ impl Lane {
             base_sequence: Sequence(flight.base_sequence),
             count: flight.count,
             resolved_upto: Sequence(resolved_upto),
+            deliver_at: flight.deliver_at,
             batch,
         })
     }
@@ -607,22 +623,34 @@ impl Flight {
 
     fn judge(&mut self, run: &ConfirmRun, partition: PartitionId) -> Verdict {
         let ahead = self.base_sequence - run.base_sequence.0;
-        let stored = |base_offset: &_, append_time: &_, durability: &_, duplicate| {
-            let Offset(base) = *base_offset;
+        let stored = |place, append_time: &_, durability: &_, duplicate| {
             Verdict::Final(BatchOutcome::Stored(Stored {
                 partition,
-                base_offset: Offset(base.saturating_add(ahead)),
+                place,
                 append_time: *append_time,
                 durability: *durability,
                 duplicate,
             }))
         };
+        let offsets = |base: &Offset| Place::Offsets(Offset(base.0.saturating_add(ahead)));
+        let delayed = |id: &DelayId| {
+            Place::Delayed(DelayId {
+                position: id.position.saturating_add(u32::try_from(ahead).unwrap_or(u32::MAX)),
+                ..*id
+            })
+        };
         match &run.outcome {
             Outcome::Committed { base_offset, append_time, durability } => {
-                stored(base_offset, append_time, durability, false)
+                stored(offsets(base_offset), append_time, durability, false)
             }
             Outcome::Duplicate { base_offset, append_time, durability } => {
-                stored(base_offset, append_time, durability, true)
+                stored(offsets(base_offset), append_time, durability, true)
+            }
+            Outcome::Delayed { id, append_time, durability } => {
+                stored(delayed(id), append_time, durability, false)
+            }
+            Outcome::DelayedDuplicate { id, append_time, durability } => {
+                stored(delayed(id), append_time, durability, true)
             }
             Outcome::Rejected { error } => self.refused(error),
             Outcome::Unknown { error } if error.code.retry() == Retry::Never => {

@@ -30,8 +30,8 @@ use postrider_protocol::{
     message::{
         AckReply, Confirm, Deliver, Gap, GroupAssigned, GroupFenced, GroupRevoked, Hello,
         HelloReply, JoinGroupReply, LeaveGroup, Limits, Message, Metadata, MetadataReply,
-        OpenProducer, OpenProducerReply, Ping, PublishHead, ReturnReply, Seeked, SubscribeReply,
-        SubscriptionClosed, Unsubscribe,
+        OpenProducer, OpenProducerReply, Ping, PublishDelayed, PublishHead, ReturnReply, Seeked,
+        SubscribeReply, SubscriptionClosed, Unsubscribe,
     },
     types::{
         ClusterId, CorrelationId, Offset, PartitionId, ProducerId, SubscriptionHandle, TimestampMs,
@@ -943,8 +943,19 @@ fn write_publish(topic: TopicId, sending: Sending, out: &mut Transmit) {
         base_sequence: sending.base_sequence,
         resolved_upto: sending.resolved_upto,
     };
-    let head = head.encode_framed(&sending.batch);
+    let (batch, plain, delayed);
+    batch = &sending.batch;
+    let head: &[u8] = match sending.deliver_at {
+        None => {
+            plain = head.encode_framed(batch);
+            &plain
+        }
+        Some(deliver_at) => {
+            delayed = PublishDelayed::encode_framed(deliver_at, &head, batch);
+            &delayed
+        }
+    };
     out.bytes += head.len();
-    out.copy(&head);
+    out.copy(head);
     out.push(sending.batch.body);
 }

@@ -307,9 +307,10 @@ impl Producer {
         self.room.take(bytes, ticket, wakes);
         let active = matches!(self.phase, Phase::Active);
         let lane = self.lanes.get_mut(to_usize(at)).expect("the router stays below the count");
-        if lane.opens_batch(bytes, &self.options) {
+        if lane.opens_batch(bytes, message.deliver_at, &self.options) {
             let (now, timestamp) = clock();
-            lane.open_batch(now, timestamp, self.next_batch, &self.options);
+            let (deliver_at, number) = (message.deliver_at, self.next_batch);
+            lane.open_batch((now, timestamp), deliver_at, number, &self.options);
             self.next_batch += 1;
             self.unresolved += 1;
             if active && lane.outstanding() > 0 && !lane.timed {

@@ -58,7 +58,14 @@ mod tests {
 
     fn message<'a>(key: Option<&'a [u8]>, partition: Option<u32>) -> MessageParts<'a> {
         let partition = partition.map(PartitionId);
-        MessageParts { partition, key, value: None, headers: &[], timestamp: None }
+        MessageParts {
+            partition,
+            key,
+            value: None,
+            headers: &[],
+            timestamp: None,
+            deliver_at: None,
+        }
     }
 
     #[test]

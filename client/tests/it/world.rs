@@ -9,7 +9,7 @@ use std::{
 use bytes::BytesMut;
 use postrider::core::{
     Engine, EngineOptions, ProducerKey, Transmit,
-    completion::{BatchOutcome, Pending, promise},
+    completion::{BatchOutcome, Pending, Place, promise},
     lane::MessageParts,
     link::LinkFault,
     producer::{Enqueue, ProducerOptions},
@@ -47,7 +47,10 @@ impl Sent {
     /// Its offset; it must be stored.
     pub(crate) fn offset(&self) -> u64 {
         match self.outcome() {
-            Some(BatchOutcome::Stored(stored)) => stored.base_offset.0 + u64::from(self.place),
+            Some(BatchOutcome::Stored(stored)) => match stored.place {
+                Place::Offsets(base) => base.0 + u64::from(self.place),
+                Place::Delayed(id) => panic!("delayed as {id:?}"),
+            },
             other => panic!("{other:?}"),
         }
     }
@@ -160,6 +163,7 @@ impl World {
             value: Some(value.as_bytes()),
             headers: &[],
             timestamp: None,
+            deliver_at: None,
         };
         let now = self.now;
         let placed = self.engine.enqueue(key, || (now, TimestampMs(5)), &message, None);

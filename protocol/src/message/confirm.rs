@@ -10,20 +10,26 @@
 //! 41 u8  durability (outcomes 3, 4)     42 u16 error code (outcomes 1, 2)
 //! 44 u32 retry_after_ms (1, 2)          48 u64 base offset (3, 4); detail (1, 2)
 //! 56 u64 append time, ms (3, 4)         64 u16 text length (1, 2)
-//! 66 [6] 0
+//! 66 u8  1: of a delayed publish (3, 4), which has no offsets yet: 48 u64 is the index of its entry,
+//!        44 u32 the place of the first message in it; together, its delay id
+//! 67 [5] 0
 //! 72 text
 //! ```
 //! What an outcome does not have is 0.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use super::Message;
+use super::{DelayId, Message};
 use crate::{
     api::Api,
     codec::{DecodeError, Reader},
     error::{ErrorBody, ErrorClass, ErrorCode, text_of},
-    types::{Durability, Offset, PartitionId, ProducerId, Sequence, TimestampMs, TopicId},
+    types::{
+        Durability, EntryIndex, Offset, PartitionId, ProducerId, Sequence, TimestampMs, TopicId,
+    },
 };
+
+const DELAYED: u8 = 1;
 
 /// The size of a run without its text.
 pub const CONFIRM_RUN_BYTES: usize = 72;
@@ -73,6 +79,24 @@ pub enum Outcome {
         /// What the ack stands for.
         durability: Durability,
     },
+    /// Stored, to be delivered later: consecutive places of one entry.
+    Delayed {
+        /// Names the first.
+        id: DelayId,
+        /// The broker's time of the append.
+        append_time: TimestampMs,
+        /// What the ack stands for.
+        durability: Durability,
+    },
+    /// Stored before, to be delivered later; maybe it was since.
+    DelayedDuplicate {
+        /// Names the first.
+        id: DelayId,
+        /// The broker's time of that append.
+        append_time: TimestampMs,
+        /// What the ack stands for.
+        durability: Durability,
+    },
     /// Definitely not stored, and it never will be by this publish.
     Rejected {
         /// Why.
@@ -90,8 +114,8 @@ impl Outcome {
     #[must_use]
     pub fn class(&self) -> ErrorClass {
         match self {
-            Self::Committed { .. } => ErrorClass::Committed,
-            Self::Duplicate { .. } => ErrorClass::Duplicate,
+            Self::Committed { .. } | Self::Delayed { .. } => ErrorClass::Committed,
+            Self::Duplicate { .. } | Self::DelayedDuplicate { .. } => ErrorClass::Duplicate,
             Self::Rejected { .. } => ErrorClass::Rejected,
             Self::Unknown { .. } => ErrorClass::Unknown,
         }
@@ -137,6 +161,17 @@ impl ConfirmRun {
                 out.put_u64_le(append_time.0);
                 out.put_u64_le(0);
             }
+            Outcome::Delayed { id, append_time, durability }
+            | Outcome::DelayedDuplicate { id, append_time, durability } => {
+                out.put_u8(*durability as u8);
+                out.put_u16_le(0);
+                out.put_u32_le(id.position);
+                out.put_u64_le(id.index.0);
+                out.put_u64_le(append_time.0);
+                out.put_u16_le(0);
+                out.put_u8(DELAYED);
+                out.put_bytes(0, 5);
+            }
             Outcome::Rejected { error } | Outcome::Unknown { error } => encode_error(error, out),
         }
     }
@@ -180,11 +215,14 @@ struct Parts {
     class: u8,
     durability: u8,
     code: u16,
+    /// Of a delayed run: the place of its first message.
     retry_after_ms: u32,
+    /// Of a delayed run: the index of its entry.
     offset_or_detail: u64,
     append_time: u64,
     text_len: u16,
-    reserved: [u8; 6],
+    delayed: u8,
+    reserved: [u8; 5],
 }
 
 impl Parts {
@@ -197,17 +235,26 @@ impl Parts {
             offset_or_detail: fixed.get_u64_le(),
             append_time: fixed.get_u64_le(),
             text_len: fixed.get_u16_le(),
-            reserved: [0; 6],
+            delayed: fixed.get_u8(),
+            reserved: [0; 5],
         };
         fixed.copy_to_slice(&mut parts.reserved);
         parts
     }
 
     fn outcome(&self, count: u32, input: &mut Reader<'_>) -> Result<Outcome, DecodeError> {
-        if self.reserved != [0; 6] {
+        if self.reserved != [0; 5] || self.delayed > DELAYED {
             return Err(DecodeError::Invalid("reserved bytes"));
         }
         match ErrorClass::from_u8(self.class) {
+            Some(ErrorClass::Committed) if self.delayed == DELAYED => {
+                let (id, append_time, durability) = self.delayed(count)?;
+                Ok(Outcome::Delayed { id, append_time, durability })
+            }
+            Some(ErrorClass::Duplicate) if self.delayed == DELAYED => {
+                let (id, append_time, durability) = self.delayed(count)?;
+                Ok(Outcome::DelayedDuplicate { id, append_time, durability })
+            }
             Some(ErrorClass::Committed) => {
                 let (base_offset, append_time, durability) = self.stored(count)?;
                 Ok(Outcome::Committed { base_offset, append_time, durability })
@@ -234,8 +281,22 @@ impl Parts {
         Ok((Offset(self.offset_or_detail), TimestampMs(self.append_time), durability))
     }
 
+    fn delayed(&self, count: u32) -> Result<(DelayId, TimestampMs, Durability), DecodeError> {
+        if (self.code, self.text_len) != (0, 0) {
+            return Err(DecodeError::Invalid("error of a stored run"));
+        }
+        if self.retry_after_ms.checked_add(count).is_none() {
+            return Err(DecodeError::Invalid("place of a delayed message"));
+        }
+        let durability =
+            Durability::from_u8(self.durability).ok_or(DecodeError::Invalid("durability"))?;
+        let id =
+            DelayId { index: EntryIndex(self.offset_or_detail), position: self.retry_after_ms };
+        Ok((id, TimestampMs(self.append_time), durability))
+    }
+
     fn error(&self, input: &mut Reader<'_>) -> Result<ErrorBody, DecodeError> {
-        if (self.durability, self.append_time) != (0, 0) {
+        if (self.durability, self.append_time, self.delayed) != (0, 0, 0) {
             return Err(DecodeError::Invalid("outcome of a run that is not stored"));
         }
         Ok(ErrorBody {

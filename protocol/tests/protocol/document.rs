@@ -128,6 +128,7 @@ fn written_type(rust: &str) -> String {
         "Overflow" => "overflow",
         "GapReason" => "gap reason",
         "SettleProblem" => "settle problem",
+        "CancelVerdict" => "cancel verdict",
         "ReturnAction" => "return action",
         other => other,
     };
@@ -159,6 +160,7 @@ fn the_document_lists_every_field_of_every_message_in_order() {
         "metadata",
         "topic",
         "bounds",
+        "delay",
         "subscribe",
         "subscription",
         "queue",

@@ -121,5 +121,5 @@ fn kinds_have_their_numbers() {
         assert_eq!(EntryKind::from_u16(*kind as u16), Some(*kind));
     }
     assert_eq!(EntryKind::from_u16(0), None);
-    assert_eq!(EntryKind::from_u16(17), None);
+    assert_eq!(EntryKind::from_u16(18), None);
 }

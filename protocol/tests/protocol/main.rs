@@ -3,6 +3,7 @@
 
 mod batch;
 mod bounds;
+mod delay_samples;
 mod document;
 mod entry;
 mod frame;

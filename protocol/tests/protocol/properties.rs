@@ -8,15 +8,15 @@ use postrider_protocol::{
     frame::FrameDecoder,
     message::{
         AckLevel, AlterTopic, BoundsChange, BrokerAddress, Confirm, ConfirmRun, CreateTopic,
-        Deliver, DeliverHead, Expired, Gap, GapReason, Hello, HelloReply, Limits, ListOffsets,
-        ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer, Outcome, Overflow,
-        PartitionMetadata, Publish, PublishHead, SeekReply, Start, Subscribe, SubscribeReply,
-        SubscribedPartition, SubscriptionClosed, SubscriptionDescription, SubscriptionPosition,
-        TopicBounds, TopicConfig, TopicMetadata,
+        DelayId, Deliver, DeliverHead, Expired, Gap, GapReason, Hello, HelloReply, Limits,
+        ListOffsets, ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer,
+        Outcome, Overflow, PartitionMetadata, Publish, PublishHead, SeekReply, Start, Subscribe,
+        SubscribeReply, SubscribedPartition, SubscriptionClosed, SubscriptionDescription,
+        SubscriptionPosition, TopicBounds, TopicConfig, TopicMetadata,
     },
     record::{Header, Record},
     types::{
-        ClusterId, Compression, Durability, LeaderEpoch, NodeId, Offset, PartitionId,
+        ClusterId, Compression, Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId,
         ProducerEpoch, ProducerId, Sequence, SubscriptionHandle, SubscriptionId, TimestampMs,
         TopicId, TopicKind,
     },
@@ -173,6 +173,20 @@ fn outcome() -> BoxedStrategy<Outcome> {
                 base_offset,
                 append_time,
                 durability
+            }
+        ),
+        (id(EntryIndex), id(TimestampMs), durability()).prop_map(
+            |(index, append_time, durability)| {
+                Outcome::Delayed { id: DelayId { index, position: 0 }, append_time, durability }
+            }
+        ),
+        (id(EntryIndex), id(TimestampMs), durability()).prop_map(
+            |(index, append_time, durability)| {
+                Outcome::DelayedDuplicate {
+                    id: DelayId { index, position: 0 },
+                    append_time,
+                    durability,
+                }
             }
         ),
         error().prop_map(|error| Outcome::Rejected { error }),

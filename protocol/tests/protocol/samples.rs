@@ -11,7 +11,7 @@ use postrider_protocol::{
     frame::{FLAG_REPLY, Frame, error_reply, frame},
     message::{
         AckLevel, AckUpTo, AckUpToReply, AlterTopic, AlterTopicReply, BoundsChange, BrokerAddress,
-        Confirm, ConfirmRun, CreateTopic, CreateTopicReply, Credit, DeleteSubscription,
+        Confirm, ConfirmRun, CreateTopic, CreateTopicReply, Credit, DelayId, DeleteSubscription,
         DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DeliverHead,
         DescribeTopic, DescribeTopicReply, Expired, FEATURE_LZ4, FEATURE_ZSTD, Gap, GapReason,
         Hello, HelloReply, Limits, ListOffsets, ListOffsetsReply, ListSubscriptions,
@@ -29,7 +29,7 @@ use postrider_protocol::{
     },
 };
 
-use crate::{group_samples, queue_samples};
+use crate::{delay_samples, group_samples, queue_samples};
 
 /// What became of decoding a body: the message in words, and its bytes when encoded again.
 pub(crate) type Recoded = Result<(String, Bytes), DecodeError>;
@@ -101,6 +101,7 @@ pub(crate) fn all() -> Vec<Sample> {
         connection(),
         topics(),
         publishing(),
+        delay_samples::delaying(),
         subscribing(),
         subscriptions(),
         queue_samples::consuming(),
@@ -351,6 +352,24 @@ pub(crate) fn confirm() -> Confirm {
                     base_offset: Offset(100),
                     append_time,
                     durability: Durability::Memory,
+                },
+            ),
+            run(
+                43,
+                2,
+                Outcome::Delayed {
+                    id: DelayId { index: EntryIndex(77), position: 0 },
+                    append_time,
+                    durability,
+                },
+            ),
+            run(
+                46,
+                1,
+                Outcome::DelayedDuplicate {
+                    id: DelayId { index: EntryIndex(70), position: 2 },
+                    append_time,
+                    durability,
                 },
             ),
             run(50, 3, Outcome::Rejected { error }),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use postrider::core::completion::{
-    BatchCompletion, BatchOutcome, Pending, PublishFailure, promise,
+    BatchCompletion, BatchOutcome, Pending, Place, PublishFailure, promise,
 };
 use postrider::core::lane::MessageParts;
 use postrider::core::link::{Answer, LinkFault, Repeat};
@@ -434,6 +434,7 @@ impl Publisher {
             value: Some(&value),
             headers: own_header.as_slice(),
             timestamp: None,
+            deliver_at: None,
         };
         match engine.enqueue(self.key, || (now, wall), &message, None) {
             Enqueue::Placed { completion, place } => {
@@ -450,8 +451,15 @@ impl Publisher {
         self.waiting.retain(|(number, place, completion)| match completion.outcome() {
             None => true,
             Some(BatchOutcome::Stored(stored)) => {
-                let offset = stored.base_offset.0 + u64::from(*place);
-                oracle.told_stored(*number, stored.partition.0, offset);
+                match stored.place {
+                    Place::Offsets(base) => {
+                        let offset = base.0 + u64::from(*place);
+                        oracle.told_stored(*number, stored.partition.0, offset);
+                    }
+                    Place::Delayed(id) => {
+                        oracle.violate(format!("message {number} was delayed as {id:?}"));
+                    }
+                }
                 false
             }
             Some(BatchOutcome::Failed(why)) => {

@@ -49,6 +49,7 @@ impl Copyist {
             value: self.record.value.as_deref(),
             headers: &self.record.headers,
             timestamp: None,
+            deliver_at: None,
         };
         match engine.enqueue(self.key, || (now, wall), &message, None) {
             Enqueue::Placed { completion, .. } => self.sent = Some(completion),

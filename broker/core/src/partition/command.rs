@@ -24,6 +24,7 @@
 //! Unsubscribe     u8 1 | 16 subscription
 //! ProducerFence   u8 1 | i64 producer | u16 epoch
 //! ProducerExpire  u8 1 | u32 count | count x i64 producer
+//! DelayCancel     u8 1 | u8 how (0 asked for, 1 lost) | u32 count | count x (u64 index, u32 place in the entry)
 //! EpochStart      u8 1 | u16 apply_version | u32 node | u64 incarnation
 //! ```
 //! `epoch` is the owner epoch of a stream subscription, the subscription's epoch of a queue. `v` is a
@@ -33,11 +34,13 @@
 use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::entry::EntryKind;
+use postrider_protocol::message::DelayId;
 use postrider_protocol::types::{NodeId, Offset, ProducerEpoch, ProducerId, SubscriptionId};
 
 use super::queue_commands::{
     DeadDone, DeadIntent, Returned, SettledRuns, put_runs, take_settled_runs,
 };
+use crate::delay::CancelHow;
 
 /// The version of every body that this build writes.
 const BODY_VERSION: u8 = 1;
@@ -147,6 +150,13 @@ pub enum StateCommand {
     },
     /// Producer sessions are forgotten.
     ProducerExpire(Vec<ProducerId>),
+    /// Delayed messages will not be released.
+    DelayCancel {
+        /// Why.
+        how: CancelHow,
+        /// Which; those that do not wait are passed over.
+        ids: Vec<DelayId>,
+    },
     /// A leadership begins.
     EpochStart {
         /// The rules by which the entries that follow are applied.
@@ -173,6 +183,7 @@ impl StateCommand {
             Self::Unsubscribe { .. } => EntryKind::Unsubscribe,
             Self::ProducerFence { .. } => EntryKind::ProducerFence,
             Self::ProducerExpire(_) => EntryKind::ProducerExpire,
+            Self::DelayCancel { .. } => EntryKind::DelayCancel,
             Self::EpochStart { .. } => EntryKind::EpochStart,
         }
     }
@@ -208,6 +219,10 @@ impl StateCommand {
                 out.put(epoch);
             }
             Self::ProducerExpire(producers) => out.put(producers),
+            Self::DelayCancel { how, ids } => {
+                out.put(&(*how as u8));
+                out.put(ids);
+            }
             Self::EpochStart { apply_version, node, incarnation } => {
                 out.put(apply_version);
                 out.put(node);
@@ -246,6 +261,7 @@ impl StateCommand {
                 Self::ProducerFence { producer: input.take()?, epoch: input.take()? }
             }
             EntryKind::ProducerExpire => Self::ProducerExpire(input.take()?),
+            EntryKind::DelayCancel => Self::take_delay_cancel(&mut input)?,
             EntryKind::EpochStart => Self::EpochStart {
                 apply_version: input.take()?,
                 node: input.take()?,
@@ -258,6 +274,15 @@ impl StateCommand {
         };
         input.finish()?;
         Ok(Some(command))
+    }
+
+    fn take_delay_cancel(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let how = match input.take::<u8>()? {
+            0 => CancelHow::Asked,
+            1 => CancelHow::Lost,
+            _ => return Err(DecodeError::Invalid("reason of a cancel")),
+        };
+        Ok(Self::DelayCancel { how, ids: input.take()? })
     }
 
     fn take_subscribe(input: &mut Reader<'_>) -> Result<Self, DecodeError> {

@@ -2,19 +2,22 @@
 //! Never decides. Driven by the join, which carries effects out after it has released the lock.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{AckLevel, AckRun, ConfirmRun, PublishHead, SettleException};
+use postrider_protocol::message::{
+    AckLevel, AckRun, CancelVerdict, ConfirmRun, PublishHead, SettleException,
+};
 use postrider_protocol::types::{
     Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId, ProducerId, Sequence,
     SubscriptionId, TimestampMs, TopicId,
 };
 
 use super::state::Change;
-use crate::limits::{SESSION_IDLE_MS, SESSIONS_PER_PARTITION_MAX};
+use crate::limits::{DELAYED_PER_PARTITION_MAX, SESSION_IDLE_MS, SESSIONS_PER_PARTITION_MAX};
 use crate::queue::MemberKey;
 
 /// A connection's number, rising in the order in which connections were accepted by this process. A
@@ -44,11 +47,17 @@ pub struct PartitionLimits {
     pub sessions_max: usize,
     /// How long a session may be idle.
     pub session_idle_ms: u64,
+    /// Delayed messages that wait. At the bound a publish of more is refused with `LimitExceeded`.
+    pub delayed_max: u64,
 }
 
 impl Default for PartitionLimits {
     fn default() -> Self {
-        Self { sessions_max: SESSIONS_PER_PARTITION_MAX, session_idle_ms: SESSION_IDLE_MS }
+        Self {
+            sessions_max: SESSIONS_PER_PARTITION_MAX,
+            session_idle_ms: SESSION_IDLE_MS,
+            delayed_max: DELAYED_PER_PARTITION_MAX,
+        }
     }
 }
 
@@ -367,6 +376,20 @@ pub enum Effect<R> {
         sub_epoch: u64,
         /// Which.
         runs: Vec<AckRun>,
+    },
+    /// A cancel of delayed messages is done and durable.
+    DelaysCancelled {
+        /// Who asked.
+        route: R,
+        /// What became of each, in the order in which they were named.
+        verdicts: Vec<CancelVerdict>,
+    },
+    /// Delayed messages have their offsets.
+    DelaysReleased {
+        /// How many.
+        count: u32,
+        /// How long after their time.
+        late: Duration,
     },
     /// There are dead letters to publish, or messages are to die and the target is not known: create it
     /// if need be, call `set_dead_letter_target`, publish what `dead_intents` says.

@@ -12,13 +12,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{AckLevel, ConfirmRun, Outcome};
+use postrider_protocol::message::{AckLevel, CancelVerdict, ConfirmRun, Outcome};
 use postrider_protocol::types::{
     Durability, EntryIndex, Offset, ProducerId, Sequence, SubscriptionId, TimestampMs,
 };
 
 use super::acks::AckQueue;
 use super::command::StateCommand;
+use super::delays::DelayedChange;
 use super::effect::{
     AckReply, Appended, ConnectionId, Drafted, Effect, EntryDraft, OwnerChange, PartitionIdentity,
     PartitionLimits, PendingAppend, PublishReply, Refusal, Reply, StateCommitted, storage_failed,
@@ -30,6 +31,7 @@ use super::sessions::Sessions;
 use super::state::{APPLY_VERSION, AppliedEntry, Change, PartitionState};
 use super::subscriptions::Subscriptions;
 use crate::cursors::Position;
+use crate::delay::Agenda;
 use crate::now::Now;
 use crate::queue::{DeadTarget, Dispatcher};
 
@@ -62,10 +64,14 @@ pub struct Partition<R> {
     pub(super) ops: QueueOps<R>,
     /// Numbers of the next dead letters, where letters were appended by this leadership.
     pub(super) dead_tail: BTreeMap<(SubscriptionId, DeadTarget), Sequence>,
+    /// When delayed messages are released.
+    pub(super) agenda: Agenda,
     /// The newest time seen.
     pub(super) clock: Now,
     /// What a queue had evicted before the newest seek.
     evicted_before: u64,
+    /// What the newest cancel of delayed messages came to.
+    cancel_verdicts: Vec<CancelVerdict>,
     /// Subscriptions without whose `Subscribe` entry no publish is accepted, in the order of ids.
     pub(super) required: Vec<SubscriptionId>,
     pub(super) failed: bool,
@@ -91,8 +97,10 @@ impl<R: Clone> Partition<R> {
             queues: BTreeMap::new(),
             ops: QueueOps::default(),
             dead_tail: BTreeMap::new(),
+            agenda: Agenda::new(state.delays()),
             clock: Now::default(),
             evicted_before: 0,
+            cancel_verdicts: Vec::new(),
             required: Vec::new(),
             failed: false,
             state,
@@ -147,10 +155,13 @@ impl<R: Clone> Partition<R> {
         let at = Position::new(entry.index, entry.base_offset);
         assert!(at == self.tail_end, "appended at {at:?}, the tail ends at {:?}", self.tail_end);
         self.tail_end = entry.end();
+        self.delay_appended(&entry.change);
         match &entry.change {
-            Change::Data(data) => self.data_appended(data, appended.index, &drafted.reply),
+            Change::Data(data) | Change::Delayed(DelayedChange { data, .. }) => {
+                self.data_appended(data, appended.index, &drafted.reply);
+            }
             Change::State(command) => self.state_appended(command, entry.base_offset),
-            Change::Nothing => {}
+            Change::Released(_) | Change::Nothing => {}
         }
         self.pending.push_back(Pending { entry, reply: drafted.reply });
     }
@@ -189,6 +200,7 @@ impl<R: Clone> Partition<R> {
             StateCommand::Seek { .. }
             | StateCommand::SetOwner { .. }
             | StateCommand::Unsubscribe { .. }
+            | StateCommand::DelayCancel { .. }
             | StateCommand::ProducerFence { .. } => {}
         }
     }
@@ -208,11 +220,16 @@ impl<R: Clone> Partition<R> {
 
     fn refuse(&mut self, drafted: Drafted<R>, refusal: Refusal, effects: &mut Vec<Effect<R>>) {
         let error = refusal.error();
-        if let Change::State(command) = &drafted.change {
-            self.queue_refused(command);
+        match &drafted.change {
+            Change::State(command) => self.queue_refused(command),
+            Change::Released(released) => self.release_refused(released),
+            Change::Data(_) | Change::Delayed(_) | Change::Nothing => {}
         }
         match (drafted.reply, &drafted.change) {
-            (Reply::Publish(reply), Change::Data(data)) => {
+            (
+                Reply::Publish(reply),
+                Change::Data(data) | Change::Delayed(DelayedChange { data, .. }),
+            ) => {
                 let run = self.run(
                     data.producer,
                     (reply.base_sequence, data.seq_count),
@@ -251,6 +268,9 @@ impl<R: Clone> Partition<R> {
             if let Change::State(StateCommand::Seek { subscription, .. }) = &pending.entry.change {
                 self.evicted_before = self.evicted_of(*subscription);
             }
+            if let Change::State(StateCommand::DelayCancel { ids, .. }) = &pending.entry.change {
+                self.cancel_verdicts = self.verdicts_of(ids);
+            }
             self.state.apply(&pending.entry).expect("the leader appends what the fold accepts");
             match (&pending.entry.change, pending.reply) {
                 (Change::Data(data), Reply::Publish(reply)) => {
@@ -261,10 +281,39 @@ impl<R: Clone> Partition<R> {
                     let end = EntryIndex(pending.entry.index.0 + 1);
                     self.state_committed(command, (reply, end), effects);
                 }
-                (Change::Data(_) | Change::Nothing, _) => {}
+                (Change::Delayed(delayed), Reply::Publish(reply)) => {
+                    open = OpenRun::None;
+                    self.confirm_delayed(&pending.entry, delayed, reply, effects);
+                }
+                (Change::Released(released), _) => {
+                    open = OpenRun::None;
+                    self.release_committed(&pending.entry, released, effects);
+                }
+                (Change::Data(_) | Change::Delayed(_) | Change::Nothing, _) => {}
             }
         }
         self.wake_queues(effects);
+    }
+
+    /// Counts a committed batch in its session, and checks that the fold did so too.
+    pub(super) fn session_committed(
+        &mut self,
+        entry: &AppliedEntry,
+        data: &DataChange,
+        reply: &PublishReply<R>,
+    ) {
+        if data.producer == ProducerId::NONE {
+            return;
+        }
+        self.sessions.committed(data.producer, entry.index, reply.opens_session);
+        let session = self.state.producers().session(data.producer);
+        let end = Sequence(reply.base_sequence.0 + u64::from(data.seq_count));
+        assert!(
+            session.is_some_and(|session| {
+                session.epoch() > data.epoch || session.next_sequence() == end
+            }),
+            "the fold unwraps the sequence that the leader accepted"
+        );
     }
 
     /// Confirms a batch, in the run of the one before where it continues it.
@@ -276,17 +325,7 @@ impl<R: Clone> Partition<R> {
         open: &mut OpenRun,
         effects: &mut Vec<Effect<R>>,
     ) {
-        if data.producer != ProducerId::NONE {
-            self.sessions.committed(data.producer, entry.index, reply.opens_session);
-            let session = self.state.producers().session(data.producer);
-            let end = Sequence(reply.base_sequence.0 + u64::from(data.seq_count));
-            assert!(
-                session.is_some_and(|session| {
-                    session.epoch() > data.epoch || session.next_sequence() == end
-                }),
-                "the fold unwraps the sequence that the leader accepted"
-            );
-        }
+        self.session_committed(entry, data, &reply);
         if reply.ack == AckLevel::None {
             *open = OpenRun::None;
             effects.push(Effect::Released { route: reply.route, bytes: reply.bytes });
@@ -330,6 +369,7 @@ impl<R: Clone> Partition<R> {
                 self.ops.committed();
             }
             StateCommand::ProducerExpire(producers) => self.sessions.expiry_committed(producers),
+            StateCommand::DelayCancel { ids, .. } => self.cancel_committed(ids),
             StateCommand::Seek { .. }
             | StateCommand::Subscribe { .. }
             | StateCommand::SetOwner { .. }
@@ -341,6 +381,10 @@ impl<R: Clone> Partition<R> {
             effects.push(changed);
         }
         match reply {
+            Reply::State(route) if matches!(command, StateCommand::DelayCancel { .. }) => {
+                let verdicts = std::mem::take(&mut self.cancel_verdicts);
+                effects.push(Effect::DelaysCancelled { route, verdicts });
+            }
             Reply::State(route) => effects.extend(self.state_reply(command, route)),
             Reply::Acks(replies) => self.ack_replies(replies, end, effects),
             Reply::Publish(_) | Reply::Nobody => {}
@@ -363,6 +407,7 @@ impl<R: Clone> Partition<R> {
             | StateCommand::Subscribe { .. }
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
+            | StateCommand::DelayCancel { .. }
             | StateCommand::EpochStart { .. } => return None,
         };
         let state = self.state.subscriptions().get(subscription).unwrap_or_default();
@@ -398,6 +443,7 @@ impl<R: Clone> Partition<R> {
             | StateCommand::DeadDone(_)
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
+            | StateCommand::DelayCancel { .. }
             | StateCommand::EpochStart { .. } => return None,
         };
         Some(Effect::Committed { route, subscription, what })
@@ -519,6 +565,10 @@ impl<R: Clone> Partition<R> {
             "every entry about queues in flight is counted"
         );
         self.check_queues();
+        self.state.delays().check();
+        if !self.failed {
+            self.agenda.check(self.state.delays());
+        }
         self.sessions.check(self.state.producers());
         let mut folded = self.state.subscriptions().clone();
         for pending in &self.pending {

@@ -7,7 +7,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use postrider_protocol::types::{Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs};
+use postrider_protocol::types::{
+    EntryIndex, Offset, ProducerEpoch, ProducerId, Sequence, TimestampMs,
+};
 
 use crate::limits::SESSION_RUNS_MAX;
 
@@ -42,13 +44,22 @@ pub(crate) fn unwrap_sequence(next: Sequence, low: u32) -> Sequence {
     Sequence(next.0.saturating_add(ahead))
 }
 
-/// Sequences in a row that landed at offsets in a row, at one time.
+/// Where sequences in a row landed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum RunPlace {
+    /// At offsets in a row, from this one on.
+    Offsets(Offset),
+    /// In this Delayed entry, which they are all of; they have no offsets yet, or got some later.
+    Delayed(EntryIndex),
+}
+
+/// Sequences in a row that landed in a row, at one time.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
     /// The first sequence.
     pub base_sequence: Sequence,
-    /// The first offset.
-    pub base_offset: Offset,
+    /// Where it is.
+    pub place: RunPlace,
     /// When they were appended.
     pub append_time: TimestampMs,
     /// How many.
@@ -63,8 +74,12 @@ impl Run {
     }
 
     fn extends(&self, earlier: &Self) -> Option<u32> {
+        let (RunPlace::Offsets(before), RunPlace::Offsets(offset)) = (earlier.place, self.place)
+        else {
+            return None;
+        };
         let adjacent = earlier.end_sequence() == self.base_sequence
-            && earlier.base_offset.0 + u64::from(earlier.count) == self.base_offset.0
+            && before.0 + u64::from(earlier.count) == offset.0
             && earlier.append_time == self.append_time;
         adjacent.then(|| earlier.count.checked_add(self.count)).flatten()
     }
@@ -190,6 +205,20 @@ impl Producers {
 
     /// Counts a stored batch. One of an epoch that is fenced changes nothing: no leader appends such.
     pub(super) fn apply_data(&mut self, data: &DataChange, offset: Offset, time: TimestampMs) {
+        self.apply_at(data, RunPlace::Offsets(offset), time);
+    }
+
+    /// The same of a delayed batch.
+    pub(super) fn apply_delayed(
+        &mut self,
+        data: &DataChange,
+        index: EntryIndex,
+        time: TimestampMs,
+    ) {
+        self.apply_at(data, RunPlace::Delayed(index), time);
+    }
+
+    fn apply_at(&mut self, data: &DataChange, place: RunPlace, time: TimestampMs) {
         if data.producer == ProducerId::NONE {
             return;
         }
@@ -205,7 +234,7 @@ impl Producers {
         }
         session.push(Run {
             base_sequence: unwrap_sequence(session.next_sequence, data.sequence_low),
-            base_offset: offset,
+            place,
             append_time: time,
             count: data.seq_count,
         });

@@ -6,14 +6,15 @@ use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{Outcome, PublishHead};
-use postrider_protocol::types::{EntryIndex, Offset, ProducerId, Sequence};
+use postrider_protocol::types::{EntryIndex, Offset, ProducerId, Sequence, TimestampMs};
 
+use super::delays::{DelayedChange, delayed_trailer, id_in};
 use super::effect::{
     ConnectionId, Decision, Drafted, Effect, EntryDraft, PendingAppend, PublishReply,
     PublishRequest, Reply, storage_failed,
 };
 use super::leader::Partition;
-use super::producers::{DataChange, sequence_low};
+use super::producers::{DataChange, RunPlace, sequence_low};
 use super::sessions::{Found, Objection, Piece, Standing};
 use super::state::Change;
 use super::subscribe::taking_over;
@@ -41,7 +42,23 @@ impl<R: Clone> Partition<R> {
             let objection = objected(Objection::Unknown { forgotten: false });
             return self.answer(request.head, objection, request.route, effects);
         }
-        self.publish_checked(now, request, effects)
+        self.publish_checked(now, request, None, effects)
+    }
+
+    /// The same of a batch whose messages get their offsets at `due`, not before. Its confirm tells by which
+    /// ids they can be cancelled until then.
+    pub fn publish_delayed(
+        &mut self,
+        now: Now,
+        request: PublishRequest<'_, R>,
+        due: TimestampMs,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        if request.head.producer.is_internal() {
+            let objection = objected(Objection::Unknown { forgotten: false });
+            return self.answer(request.head, objection, request.route, effects);
+        }
+        self.publish_checked(now, request, Some(due), effects)
     }
 
     /// The same for a session of the broker's own ([`ProducerId::internal`]), which is never forgotten.
@@ -55,13 +72,14 @@ impl<R: Clone> Partition<R> {
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
         assert!(request.head.producer.is_internal(), "the session is the broker's own");
-        self.publish_checked(now, request, effects)
+        self.publish_checked(now, request, None, effects)
     }
 
     fn publish_checked(
         &mut self,
         now: Now,
         request: PublishRequest<'_, R>,
+        due: Option<TimestampMs>,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
         let PublishRequest { head, batch, connection, producer_ids_end, route } = request;
@@ -76,10 +94,11 @@ impl<R: Clone> Partition<R> {
             Err(objection) => return self.answer(head, objected(objection), source.route, effects),
         };
         let counts = opens_session && !head.producer.is_internal();
-        if let Err(error) = self.check_appendable(counts) {
+        let delayable = || due.map_or(Ok(()), |_due| self.check_delayable(batch.record_count));
+        if let Err(error) = self.check_appendable(counts).and_then(|()| delayable()) {
             return self.answer(head, Outcome::Rejected { error }, source.route, effects);
         }
-        let pending = self.draft_batch(now, head, batch, source, opens_session);
+        let pending = self.draft_batch(now, head, batch, due, source, opens_session);
         Decision::Append(pending)
     }
 
@@ -157,11 +176,12 @@ impl<R: Clone> Partition<R> {
         now: Now,
         head: &PublishHead,
         batch: &Batch,
+        due: Option<TimestampMs>,
         source: Source<R>,
         opens_session: bool,
     ) -> PendingAppend<R> {
         let draft = EntryDraft {
-            kind: EntryKind::Data,
+            kind: due.map_or(EntryKind::Data, |_due| EntryKind::Delayed),
             flags: 0,
             leader_epoch: self.identity.leader_epoch,
             append_time: now.wall,
@@ -169,15 +189,19 @@ impl<R: Clone> Partition<R> {
             seq_count: head.seq_count,
             body: batch.body.clone(),
             body_crc: batch.crc,
-            trailer: Bytes::new(),
+            trailer: due.map_or_else(Bytes::new, delayed_trailer),
         };
-        let change = Change::Data(DataChange {
+        let data = DataChange {
             producer: head.producer,
             epoch: head.epoch,
             sequence_low: sequence_low(head.base_sequence),
             seq_count: head.seq_count,
             record_count: batch.record_count,
-        });
+        };
+        let change = match due {
+            None => Change::Data(data),
+            Some(due) => Change::Delayed(DelayedChange { data, due }),
+        };
         let reply = Reply::Publish(PublishReply {
             route: source.route,
             connection: source.connection,
@@ -258,10 +282,17 @@ impl<R: Clone> Partition<R> {
         match piece.found {
             Found::Stored(run) => {
                 let into = piece.base.0 - run.base_sequence.0;
-                Outcome::Duplicate {
-                    base_offset: Offset(run.base_offset.0 + into),
-                    append_time: run.append_time,
-                    durability: self.acknowledged_durability(),
+                let (append_time, durability) = (run.append_time, self.acknowledged_durability());
+                match run.place {
+                    RunPlace::Offsets(base) => Outcome::Duplicate {
+                        base_offset: Offset(base.0 + into),
+                        append_time,
+                        durability,
+                    },
+                    RunPlace::Delayed(index) => {
+                        let id = id_in(index, into);
+                        Outcome::DelayedDuplicate { id, append_time, durability }
+                    }
                 }
             }
             Found::TooOld => Outcome::Unknown {

@@ -62,6 +62,7 @@ impl<R: Clone> Partition<R> {
             | StateCommand::SetOwner { .. }
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
+            | StateCommand::DelayCancel { .. }
             | StateCommand::EpochStart { .. } => {}
         }
     }
@@ -138,6 +139,7 @@ impl<R: Clone> Partition<R> {
             | StateCommand::Unsubscribe { .. }
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
+            | StateCommand::DelayCancel { .. }
             | StateCommand::EpochStart { .. } => {}
         }
     }

@@ -25,10 +25,12 @@ use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::types::{Offset, ProducerId, Sequence, SubscriptionId, TimestampMs};
 
 use super::command::SubscriptionMode;
-use super::producers::{ProducerSession, Producers, Run};
+use super::delay_snapshot::{self, DELAY_SECTION};
+use super::producers::{ProducerSession, Producers, Run, RunPlace};
 use super::state::{APPLY_VERSION, EpochRange, PartitionState};
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::cursors::Position;
+use crate::delay::DelayLane;
 use crate::limits::{EPOCHS_MAX, SESSION_RUNS_MAX};
 use crate::queue::QueueState;
 
@@ -63,7 +65,10 @@ impl PartitionState {
         for queue in self.queues.values() {
             out.put(queue);
         }
-        put_sections(&mut out, &[]);
+        let delays = delay_snapshot::encode(&self.delays, &self.producers);
+        let sections: Vec<(u8, Bytes)> =
+            delays.map(|bytes| (DELAY_SECTION, bytes)).into_iter().collect();
+        put_sections(&mut out, &sections);
         bytes.freeze()
     }
 
@@ -88,7 +93,7 @@ impl PartitionState {
         if epochs.len() > EPOCHS_MAX {
             return Err(DecodeError::Invalid("epoch count").into());
         }
-        let producers = take_producers(&mut input)?;
+        let mut producers = take_producers(&mut input)?;
         let by_id = take_map::<SubscriptionId, SubscriptionState>(&mut input)?;
         let mut queues = BTreeMap::new();
         for (id, _) in by_id.iter().filter(|(_, state)| state.mode == SubscriptionMode::Queue) {
@@ -101,17 +106,42 @@ impl PartitionState {
             }
             queues.insert(*id, queue);
         }
-        let sections = if version > SNAPSHOT_VERSION_PLAIN {
+        let mut sections = if version > SNAPSHOT_VERSION_PLAIN {
             take_sections(&mut input)?
         } else {
             BTreeMap::new()
         };
         input.finish()?;
+        let delays = match sections.remove(&DELAY_SECTION) {
+            Some(section) => delay_snapshot::decode(section, end.index, &mut producers)?,
+            None => DelayLane::default(),
+        };
+        check_runs(&producers)?;
         if let Some(tag) = sections.keys().next() {
             return Err(SnapshotError::Section(*tag));
         }
         let subscriptions = Subscriptions { by_id };
-        Ok(Self { end, append_time, apply_version, epochs, producers, subscriptions, queues })
+        Ok(Self {
+            end,
+            append_time,
+            apply_version,
+            epochs,
+            producers,
+            subscriptions,
+            queues,
+            delays,
+        })
+    }
+}
+
+/// A session goes on behind the last of its runs.
+fn check_runs(producers: &Producers) -> Result<(), DecodeError> {
+    let fits = |session: &ProducerSession| {
+        session.runs.back().is_none_or(|run| run.end_sequence() == session.next_sequence)
+    };
+    match producers.sessions.values().all(fits) {
+        true => Ok(()),
+        false => Err(DecodeError::Invalid("next sequence")),
     }
 }
 
@@ -212,19 +242,21 @@ impl Wire for ProducerSession {
         out.put(&self.epoch);
         out.put(&self.next_sequence);
         out.put(&self.last_active);
-        out.count(self.runs.len());
-        let mut before = Run {
-            base_sequence: Sequence(0),
-            base_offset: Offset(0),
-            append_time: TimestampMs(0),
-            count: 0,
+        // Delayed ones stand in their section.
+        let offset_of = |run: &Run| match run.place {
+            RunPlace::Offsets(offset) => Some(offset.0),
+            RunPlace::Delayed(_) => None,
         };
-        for run in &self.runs {
-            put_varint(out, run.base_sequence.0 - before.end_sequence().0);
-            put_varint(out, run.base_offset.0 - before.base_offset.0 - u64::from(before.count));
-            put_varint(out, run.append_time.0 - before.append_time.0);
+        let with_offsets = || self.runs.iter().filter_map(|run| Some((run, offset_of(run)?)));
+        out.count(with_offsets().count());
+        let (mut sequence, mut end_offset, mut time) = (0, 0, 0);
+        for (run, offset) in with_offsets() {
+            put_varint(out, run.base_sequence.0 - sequence);
+            put_varint(out, offset - end_offset);
+            put_varint(out, run.append_time.0 - time);
             put_varint(out, u64::from(run.count));
-            before = *run;
+            end_offset = offset + u64::from(run.count);
+            (sequence, time) = (run.end_sequence().0, run.append_time.0);
         }
     }
 
@@ -233,9 +265,6 @@ impl Wire for ProducerSession {
         let next_sequence = input.take()?;
         let last_active = input.take()?;
         let runs = take_runs(input)?;
-        if runs.back().is_some_and(|run| run.end_sequence() != next_sequence) {
-            return Err(DecodeError::Invalid("next sequence"));
-        }
         Ok(Self { epoch, next_sequence, last_active, runs })
     }
 }
@@ -258,7 +287,7 @@ fn take_runs(input: &mut Reader<'_>) -> Result<VecDeque<Run>, DecodeError> {
         }
         runs.push_back(Run {
             base_sequence: Sequence(sequence),
-            base_offset: Offset(offset),
+            place: RunPlace::Offsets(Offset(offset)),
             append_time: TimestampMs(time),
             count,
         });

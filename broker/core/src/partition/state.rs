@@ -6,29 +6,37 @@ use std::collections::BTreeMap;
 
 use bytes::Buf;
 use postrider_protocol::batch::BATCH_FIELD_BYTES;
+use postrider_protocol::codec::DecodeError;
 use postrider_protocol::entry::{Entry, EntryKind, EntryView};
+use postrider_protocol::trailer::Trailer;
 use postrider_protocol::types::{
     EntryIndex, LeaderEpoch, Offset, ProducerEpoch, ProducerId, SubscriptionId, TimestampMs,
 };
 
 use super::command::{CommandError, Settlement, StateCommand, SubscriptionMode};
+use super::delays::{DelayedChange, ReleasedChange};
 use super::producers::{DataChange, Producers};
 use super::queue_commands::{DeadDone, DeadIntent, Returned, SettledRuns};
 use super::subscriptions::Subscriptions;
 use crate::cursors::Position;
+use crate::delay::DelayLane;
 use crate::limits::EPOCHS_MAX;
 use crate::queue::{Failure, QueueState};
 
 /// The version of the rules in this file. An `EpochStart` names the version that applies to what
-/// follows it; a higher one than this is refused. 2 added queue subscriptions; what 1 says is folded as
-/// before.
-pub const APPLY_VERSION: u16 = 2;
+/// follows it; a higher one than this is refused. 2 added queue subscriptions, 3 delayed messages; what 1 and
+/// 2 say is folded as before.
+pub const APPLY_VERSION: u16 = 3;
 
 /// What an entry changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     /// A batch.
     Data(DataChange),
+    /// A batch that gets its offsets later.
+    Delayed(DelayedChange),
+    /// A batch that was delayed gets its offsets.
+    Released(ReleasedChange),
     /// A piece of state.
     State(StateCommand),
     /// Nothing that is folded here.
@@ -57,10 +65,22 @@ impl AppliedEntry {
     /// The entry means something that this build does not know, or its body is malformed.
     pub fn from_view(entry: &EntryView<'_>) -> Result<Self, ApplyError> {
         let header = &entry.header;
-        let change = if header.kind == EntryKind::Data {
-            Change::Data(data_change(entry)?)
-        } else {
-            StateCommand::decode(header.kind, entry.body)?.map_or(Change::Nothing, Change::State)
+        let change = match header.kind {
+            EntryKind::Data => {
+                let runs = Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?.released;
+                match runs.is_empty() {
+                    true => Change::Data(data_change(entry)?),
+                    false => {
+                        Change::Released(ReleasedChange { record_count: header.record_count, runs })
+                    }
+                }
+            }
+            EntryKind::Delayed => {
+                let trailer = Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?;
+                let due = trailer.deliver_at.ok_or(ApplyError::NotDue)?;
+                Change::Delayed(DelayedChange { data: data_change(entry)?, due })
+            }
+            kind => StateCommand::decode(kind, entry.body)?.map_or(Change::Nothing, Change::State),
         };
         Ok(Self {
             index: header.index,
@@ -84,7 +104,8 @@ impl AppliedEntry {
     pub fn end(&self) -> Position {
         let records = match &self.change {
             Change::Data(data) => u64::from(data.record_count),
-            Change::State(_) | Change::Nothing => 0,
+            Change::Released(released) => u64::from(released.record_count),
+            Change::Delayed(_) | Change::State(_) | Change::Nothing => 0,
         };
         Position {
             index: EntryIndex(self.index.0 + 1),
@@ -129,6 +150,8 @@ pub struct PartitionState {
     pub(super) subscriptions: Subscriptions,
     /// What the queues among the subscriptions have settled.
     pub(super) queues: BTreeMap<SubscriptionId, QueueState>,
+    /// The messages that wait for their time.
+    pub(super) delays: DelayLane,
 }
 
 impl PartitionState {
@@ -168,6 +191,12 @@ impl PartitionState {
         self.queues.get(&subscription)
     }
 
+    /// The messages that wait for their time.
+    #[must_use]
+    pub fn delays(&self) -> &DelayLane {
+        &self.delays
+    }
+
     /// The queue subscriptions, by id.
     pub fn queues(&self) -> impl Iterator<Item = (SubscriptionId, &QueueState)> {
         self.queues.iter().map(|(id, state)| (*id, state))
@@ -186,6 +215,11 @@ impl PartitionState {
             Change::Data(data) => {
                 self.producers.apply_data(data, entry.base_offset, entry.append_time);
             }
+            Change::Delayed(DelayedChange { data, due }) => {
+                self.producers.apply_delayed(data, entry.index, entry.append_time);
+                self.delays.schedule(entry.index, *due, data.record_count);
+            }
+            Change::Released(released) => self.delays.release(&released.runs),
             Change::State(command) => self.apply_state(entry, command)?,
             Change::Nothing => {}
         }
@@ -207,6 +241,7 @@ impl PartitionState {
             StateCommand::ProducerFence { producer, epoch } => {
                 self.producers.fence(*producer, *epoch, entry.append_time);
             }
+            StateCommand::DelayCancel { how, ids } => self.delays.cancel(*how, ids),
             StateCommand::Settle(_)
             | StateCommand::Return(_)
             | StateCommand::DeadIntent(_)
@@ -279,6 +314,7 @@ impl PartitionState {
             | StateCommand::SetOwner { .. }
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
+            | StateCommand::DelayCancel { .. }
             | StateCommand::EpochStart { .. } => {}
         }
     }
@@ -337,6 +373,12 @@ pub enum ApplyError {
     /// The entries that follow are to be applied by rules of a later version of the broker.
     #[error("the log demands apply version {0}, above {APPLY_VERSION} of this broker")]
     ApplyVersion(u16),
+    /// A trailer is malformed.
+    #[error("the trailer of a batch is malformed: {0}")]
+    Trailer(DecodeError),
+    /// A Delayed entry lacks its time.
+    #[error("a delayed batch does not say when it is due")]
+    NotDue,
     /// A batch lacks its 40 field bytes.
     #[error("a stored batch is shorter than its fields")]
     ShortBatch,

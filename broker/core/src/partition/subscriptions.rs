@@ -90,6 +90,7 @@ impl Subscriptions {
             | StateCommand::DeadDone(_)
             | StateCommand::ProducerFence { .. }
             | StateCommand::ProducerExpire(_)
+            | StateCommand::DelayCancel { .. }
             | StateCommand::EpochStart { .. } => {}
         }
     }

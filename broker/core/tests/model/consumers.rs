@@ -286,6 +286,7 @@ impl Consumers {
                 }
                 StateCommand::ProducerFence { .. }
                 | StateCommand::ProducerExpire(_)
+                | StateCommand::DelayCancel { .. }
                 | StateCommand::EpochStart { .. } => {}
             }
         }

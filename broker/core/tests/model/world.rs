@@ -436,6 +436,9 @@ impl World {
                     self.counts.hit(if first { "committed" } else { "duplicate" });
                 }
             }
+            Outcome::Delayed { .. } | Outcome::DelayedDuplicate { .. } => {
+                panic!("nothing is delayed here");
+            }
             Outcome::Rejected { error } => {
                 // A request that names another leadership is refused before anything is looked up.
                 if error.code == ErrorCode::StaleLeaderEpoch {
@@ -462,7 +465,10 @@ impl World {
         let sequences = run.base_sequence.0..run.base_sequence.0 + u64::from(run.count);
         let producer = &mut self.producers[at];
         match &run.outcome {
-            Outcome::Committed { .. } | Outcome::Duplicate { .. } => {
+            Outcome::Committed { .. }
+            | Outcome::Duplicate { .. }
+            | Outcome::Delayed { .. }
+            | Outcome::DelayedDuplicate { .. } => {
                 for sequence in sequences {
                     producer.unresolved.remove(&sequence);
                 }

@@ -2,7 +2,7 @@
 
 use bytes::BufMut;
 use postrider_core::cursors::Position;
-use postrider_core::partition::{PartitionState, SubscriptionMode};
+use postrider_core::partition::{PartitionState, RunPlace, SubscriptionMode};
 use postrider_protocol::types::{
     EntryIndex, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Sequence, SubscriptionId,
     TimestampMs,
@@ -58,9 +58,10 @@ fn a_snapshot_from_before_there_were_queues_decodes() {
     let runs: Vec<_> = session
         .runs()
         .iter()
-        .map(|run| (run.base_sequence.0, run.base_offset.0, run.append_time.0, run.count))
+        .map(|run| (run.base_sequence.0, run.place, run.append_time.0, run.count))
         .collect();
-    assert_eq!(runs, [(10, 30, 3_000, 2), (12, 90, 4_000, 300)]);
+    let at = |offset| RunPlace::Offsets(Offset(offset));
+    assert_eq!(runs, [(10, at(30), 3_000, 2), (12, at(90), 4_000, 300)]);
     let stream = state.subscriptions().get(STREAM).unwrap();
     assert_eq!((stream.acked, stream.owner_epoch), (Offset(20), 3));
     assert_eq!(stream.mode, SubscriptionMode::Stream);

@@ -329,7 +329,8 @@ impl Leader {
 
     /// Has the tick come back when something is due, if it would come later or not at all.
     pub(super) fn watch_queues(&mut self, partition: &PartitionHandle) {
-        let wakes = [self.core.next_queue_wake(), self.members.next_wake()];
+        let release = self.core.next_release(partition.hub.now());
+        let wakes = [self.core.next_queue_wake(), self.members.next_wake(), release];
         let Some(wake) = wakes.into_iter().flatten().min() else { return };
         if self.queue_wake.is_none_or(|known| wake < known) {
             partition.hub.queue_wakes.set(partition, self.queue_wake, wake);

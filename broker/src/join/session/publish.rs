@@ -14,7 +14,8 @@ use postrider_protocol::frame::Frame;
 use postrider_protocol::message::{ConfirmRun, Outcome, Publish, PublishHead};
 
 use super::{CACHE_MAX, Inbound, Session, SessionEnd};
-use crate::join::partition::PartitionHandle;
+use crate::join::leader::Leader;
+use crate::join::partition::{PartitionHandle, Turn};
 
 /// How long a client waits before it sends again what was refused for lack of memory.
 const OVERLOADED_RETRY_MS: u32 = 20;
@@ -27,22 +28,33 @@ impl Session {
         frame: Frame,
     ) -> Result<(), SessionEnd> {
         let publish: Publish = self.parse(frame)?;
+        self.admit(now, inbound, &publish, |partition, leader, turn| {
+            leader.publish(partition, &publish, &self.outbox, turn);
+        });
+        Ok(())
+    }
+
+    /// Checks a batch and hands it to its partition's leader, or answers.
+    pub(super) fn admit(
+        &self,
+        now: Now,
+        inbound: &mut Inbound,
+        publish: &Publish,
+        hand_over: impl FnOnce(&Arc<PartitionHandle>, &mut Leader, &mut Turn<'_>),
+    ) {
         let counters = &self.hub.counters;
         counters.publish_batches.add(1);
         counters.publish_messages.add(u64::from(publish.batch.record_count));
         counters.publish_bytes.add(publish.batch.body.len() as u64);
-        let done = self.check_publish(&publish).and_then(|()| {
+        let done = self.check_publish(publish).and_then(|()| {
             let partition = self.publish_partition(inbound, &publish.head)?;
             let sizes = publish.batch.check_message_sizes(partition.message_bytes_max());
             sizes.map_err(batch_refused)?;
-            partition.lead(now, |leader, turn| {
-                leader.publish(partition, &publish, &self.outbox, turn);
-            })
+            partition.lead(now, |leader, turn| hand_over(partition, leader, turn))
         });
         if let Err(error) = done {
             self.reject(&publish.head, error);
         }
-        Ok(())
     }
 
     fn check_publish(&self, publish: &Publish) -> Result<(), ErrorBody> {

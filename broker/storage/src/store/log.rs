@@ -336,7 +336,7 @@ impl Log {
     /// # Panics
     /// When an entry of a kind other than data claims messages, or data claims none: a bug of the caller.
     pub fn append(&self, entry: NewEntry) -> Result<Appended, AppendError> {
-        let data = entry.kind == EntryKind::Data;
+        let data = holds_messages(entry.kind);
         let counts_fit = match entry.kind {
             EntryKind::Data => entry.record_count > 0,
             EntryKind::Delayed => true,
@@ -372,7 +372,7 @@ impl Log {
             Some(Gone::Closed) => return Err(AppendError::Closed),
             None => {}
         }
-        let data = entry.kind == EntryKind::Data;
+        let data = holds_messages(entry.kind);
         let roll = match tail.plan.place(len, shared.plan_limits) {
             Place::Here => None,
             Place::TooLarge => return Err(AppendError::TooLarge),
@@ -481,6 +481,11 @@ impl Log {
         let body = self.inner.body.lock();
         body.segments.iter().map(|segment| segment.facts.file_len).sum()
     }
+}
+
+/// Whether an entry is refused when the disk is full: state goes on from the reserve.
+fn holds_messages(kind: EntryKind) -> bool {
+    matches!(kind, EntryKind::Data | EntryKind::Delayed)
 }
 
 impl Tail {

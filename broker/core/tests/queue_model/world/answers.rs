@@ -208,6 +208,9 @@ impl World {
                     }
                 }
             }
+            Effect::DelaysCancelled { .. } | Effect::DelaysReleased { .. } => {
+                panic!("nothing is delayed here");
+            }
             Effect::Released { .. } | Effect::Confirm { .. } => {}
         }
     }
