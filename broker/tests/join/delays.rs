@@ -315,3 +315,31 @@ fn a_full_disk_refuses_delayed_messages_and_releases_wait_for_room() {
     tick(&broker, DELAY_MS + 200);
     assert_eq!(all(&broker), at_offsets(&["a"]));
 }
+
+#[test]
+fn a_batch_that_is_not_what_its_counts_say_costs_only_itself() {
+    let broker = open_sim(&SimDisk::new(1));
+    let mut shop = Shop::open(&broker);
+    let epoch = shop.peer.leader_epoch("orders");
+    let mut publish = publish(shop.topic, epoch, shop.producer, 0, &["a", "b"]);
+    // The second record says that it is the first: 40 field bytes, a record whose length is its first byte, then
+    // length, attributes, time delta, offset delta.
+    let mut body = publish.batch.body.to_vec();
+    let first = usize::from(body[40] / 2) + 1;
+    assert_eq!(body[40 + first + 3], 2, "1 in zigzag");
+    body[40 + first + 3] = 0;
+    publish.batch.crc = crc32fast::hash(&body);
+    publish.batch.body = body.into();
+    shop.peer.send_event(&PublishDelayed { deliver_at: at(DELAY_MS), publish });
+    let id = match shop.outcome() {
+        Outcome::Rejected { .. } => return,
+        stored => id_of(&stored),
+    };
+    assert_eq!(shop.cancel(&[DelayId { position: 1, ..id }]), [CancelVerdict::Cancelled]);
+    shop.delayed(at(DELAY_MS), 2, &["c"]);
+    tick(&broker, DELAY_MS);
+    tick(&broker, DELAY_MS + 25);
+    let numbers = shop.numbers();
+    assert_eq!((numbers.released, numbers.cancelled, numbers.lost), (1, 1, 1));
+    assert_eq!(all(&broker), at_offsets(&["c"]));
+}

@@ -104,6 +104,9 @@ impl<R: Clone> Partition<R> {
 
     /// Releases an entry that was taken and read: a Data entry with its messages, which names them. Nothing
     /// if it was cancelled meanwhile; what is left of it is then due again.
+    ///
+    /// # Panics
+    /// If the batch does not hold as many messages as are not cancelled.
     pub fn release(&mut self, now: Now, due: &Due, payload: Payload) -> Option<PendingAppend<R>> {
         self.clock = now;
         if self.failed {

@@ -65,22 +65,19 @@ impl AppliedEntry {
     /// The entry means something that this build does not know, or its body is malformed.
     pub fn from_view(entry: &EntryView<'_>) -> Result<Self, ApplyError> {
         let header = &entry.header;
-        let change = match header.kind {
-            EntryKind::Data => {
-                let runs = Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?.released;
-                match runs.is_empty() {
-                    true => Change::Data(data_change(entry)?),
-                    false => {
-                        Change::Released(ReleasedChange { record_count: header.record_count, runs })
-                    }
+        let change = if header.kind == EntryKind::Data {
+            match Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?.released {
+                runs if runs.is_empty() => Change::Data(data_change(entry)?),
+                runs => {
+                    Change::Released(ReleasedChange { record_count: header.record_count, runs })
                 }
             }
-            EntryKind::Delayed => {
-                let trailer = Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?;
-                let due = trailer.deliver_at.ok_or(ApplyError::NotDue)?;
-                Change::Delayed(DelayedChange { data: data_change(entry)?, due })
-            }
-            kind => StateCommand::decode(kind, entry.body)?.map_or(Change::Nothing, Change::State),
+        } else if header.kind == EntryKind::Delayed {
+            let trailer = Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?;
+            let due = trailer.deliver_at.ok_or(ApplyError::NotDue)?;
+            Change::Delayed(DelayedChange { data: data_change(entry)?, due })
+        } else {
+            StateCommand::decode(header.kind, entry.body)?.map_or(Change::Nothing, Change::State)
         };
         Ok(Self {
             index: header.index,
