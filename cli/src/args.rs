@@ -16,7 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::bench::args::BenchCommand;
 use crate::format::Template;
 use crate::output::TableFormat;
-use crate::start::From;
+use crate::start::{From, parse_time};
 use crate::units::{parse_bytes, parse_duration, parse_duration_with_unit, parse_positive};
 use queue::{QueueCommand, SubscriptionCreate, WorkOptions};
 
@@ -47,9 +47,15 @@ pub(crate) enum Command {
     /// Publish lines from standard input or a file
     ///
     /// Each line without its newline is a message: empty lines, CRLF and bytes that are not UTF-8 are kept.
-    /// Returns when every message is acknowledged, and prints `stored=N duplicates=N` to standard error.
+    /// Returns when every message is acknowledged, and prints `stored=N duplicates=N` to standard error. With
+    /// --delay or --deliver-at it prints the delay id of each message to standard output: `cancel` takes it.
     #[command(visible_alias = "produce")]
     Pub(PubOptions),
+    /// Take back messages that were published with a delay
+    ///
+    /// Prints what became of each: `cancelled`, `released` (it was delivered before), or `unknown`. Exit code 0
+    /// if all are cancelled.
+    Cancel(CancelOptions),
     /// Print the messages of a topic
     ///
     /// Format strings know %t topic, %p partition, %o offset, %k key, %K its length, %s payload, %S its
@@ -350,6 +356,23 @@ pub(crate) struct PubOptions {
     /// How long a batch waits to fill
     #[arg(long, value_name = "DURATION", value_parser = parse_duration_with_unit)]
     pub(crate) linger: Option<Duration>,
+    /// Deliver the messages so long after they are published
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration_with_unit, conflicts_with = "deliver_at")]
+    pub(crate) delay: Option<Duration>,
+    /// Deliver the messages at this time: RFC 3339 such as 2026-11-25T08:00:00Z, or Unix milliseconds
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub(crate) deliver_at: Option<u64>,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CancelOptions {
+    /// The topic's name
+    pub(crate) topic: String,
+    /// Delay ids, as `pub --delay` printed them
+    #[arg(required = true, value_name = "ID")]
+    pub(crate) ids: Vec<postrider::DelayId>,
     #[command(flatten)]
     pub(crate) client: ClientOptions,
 }

@@ -1,6 +1,7 @@
 //! The verbs other than `bench`: one module each.
 
 pub(crate) mod check;
+pub(crate) mod delayed;
 pub(crate) mod group;
 mod policy;
 pub(crate) mod publish;

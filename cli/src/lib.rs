@@ -58,6 +58,7 @@ fn run(command: Command) -> Outcome {
         Command::Work(options) => command::work::run(&options),
         Command::Group(command) => command::group::run(&command),
         Command::Pub(options) => command::publish::run(&options),
+        Command::Cancel(options) => command::delayed::cancel(&options),
         Command::Sub(options) => command::subscribe::run(&options),
         Command::Bench(command) => bench::run(&command),
         Command::Check(options) => command::check::run(&options),

@@ -81,6 +81,11 @@ fn unknown(text: &str) -> String {
     )
 }
 
+/// A moment: Unix milliseconds, or RFC 3339.
+pub(crate) fn parse_time(text: &str) -> Result<u64, String> {
+    text.parse().or_else(|_no_number| parse_rfc3339(text))
+}
+
 /// RFC 3339 to Unix milliseconds. A date alone is its midnight in UTC.
 fn parse_rfc3339(text: &str) -> Result<u64, String> {
     let wrong = || {

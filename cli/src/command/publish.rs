@@ -4,11 +4,12 @@
 //! by two chunks of input. Acknowledgements are followed per batch.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use indicatif::{ProgressBar, ProgressStyle};
-use postrider::{Ack, Client, Producer, Raw, Receipt, Record, SendError};
-use postrider_protocol::types::Compression;
+use postrider::{Ack, Client, DelayId, Producer, Raw, Receipt, Record, SendError};
+use postrider_protocol::types::{Compression, TimestampMs};
 
 use crate::args::{CompressionName, PubOptions};
 use crate::connect::{block_on, close, connect, open_failure, publish_failure};
@@ -16,7 +17,7 @@ use crate::exit::{Failure, Outcome};
 use crate::input::Input;
 use crate::interrupt::Interrupt;
 use crate::lines::{LineCutter, split_key};
-use crate::output::note;
+use crate::output::{note, print};
 
 /// The longest line that is read. The broker's limit is usually lower, and tells so itself.
 const LINE_BYTES_MAX: usize = 64 << 20;
@@ -58,6 +59,24 @@ struct Tally {
     duplicates: u64,
 }
 
+/// When messages are delivered.
+#[derive(Clone, Copy)]
+enum When {
+    Now,
+    After(Duration),
+    At(TimestampMs),
+}
+
+impl When {
+    fn of(options: &PubOptions) -> Self {
+        match (options.delay, options.deliver_at) {
+            (Some(delay), _) => Self::After(delay),
+            (None, Some(ms)) => Self::At(TimestampMs(ms)),
+            (None, None) => Self::Now,
+        }
+    }
+}
+
 /// Messages of one batch, which end together.
 struct Group {
     ack: Ack,
@@ -71,6 +90,7 @@ struct Publisher {
     delimiter: Bytes,
     headers: Vec<(String, Bytes)>,
     partition: Option<u32>,
+    when: When,
     /// In the order of their first lines. Bounded by the batches that the client holds.
     groups: VecDeque<Group>,
     lines: u64,
@@ -99,6 +119,7 @@ impl Publisher {
             delimiter: options.key_delimiter.clone().unwrap_or_default().into(),
             headers: options.headers.iter().map(header).collect(),
             partition: options.partition,
+            when: When::of(options),
             groups: VecDeque::new(),
             lines: 0,
             tally: Tally::default(),
@@ -197,6 +218,11 @@ impl Publisher {
         if let Some(partition) = self.partition {
             record = record.partition(partition);
         }
+        record = match self.when {
+            When::Now => record,
+            When::After(delay) => record.deliver_after(delay),
+            When::At(time) => record.deliver_at(time),
+        };
         let enqueued = self.producer.enqueue(record).await;
         let ack = enqueued.map_err(|error| self.failure(&error, self.lines))?;
         match self.groups.back_mut() {
@@ -222,12 +248,21 @@ impl Publisher {
             true => self.tally.duplicates += group.messages,
             false => self.tally.stored += group.messages,
         }
-        Ok(())
+        match receipt.delay_id {
+            Some(first) => print(&ids(first, group.messages)),
+            None => Ok(()),
+        }
     }
 
     fn failure(&self, error: &SendError, line: u64) -> Failure {
         publish_failure(error).at(format_args!("line {line} of topic {:?}", self.producer.topic()))
     }
+}
+
+/// The ids of neighbouring messages, one per line.
+fn ids(first: DelayId, count: u64) -> String {
+    let end = first.position.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+    (first.position..end).map(|position| format!("{}\n", DelayId { position, ..first })).collect()
 }
 
 /// Progress on standard error; hidden by itself if that is no terminal.

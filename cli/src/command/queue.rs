@@ -10,7 +10,7 @@ use postrider::{
     TopicMetadata,
 };
 
-use super::{policy, show_queue};
+use super::{delayed, policy, show_queue};
 use crate::args::queue::{
     QueueAlter, QueueAt, QueueCommand, QueueCreate, QueueName, QueueRm, QueueWhy,
 };
@@ -166,10 +166,16 @@ async fn ls(admin: &Admin, format: TableFormat) -> Outcome {
 
 async fn show(admin: &Admin, name: &QueueName, format: TableFormat) -> Outcome {
     let queue = describe(admin, name).await?;
+    let scheduled = delayed::scheduled(admin, &name.name).await?;
+    let json = || {
+        let mut json = show_queue::queue_json(&name.name, &queue);
+        json["scheduled"] = scheduled.into();
+        json
+    };
     print(&match format {
-        TableFormat::Table => show_queue::queue_text(&name.name, &queue),
-        TableFormat::Json => format!("{:#}\n", show_queue::queue_json(&name.name, &queue)),
-        TableFormat::Ndjson => format!("{}\n", show_queue::queue_json(&name.name, &queue)),
+        TableFormat::Table => show_queue::queue_text(&name.name, &queue, scheduled),
+        TableFormat::Json => format!("{:#}\n", json()),
+        TableFormat::Ndjson => format!("{}\n", json()),
     })
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn topics_json(topics: &[TopicMetadata]) -> Vec<Value> {
 }
 
 /// The text of `topic show`.
-pub(crate) fn topic_text(topic: &DescribeTopicReply) -> String {
+pub(crate) fn topic_text(topic: &DescribeTopicReply, scheduled: u64) -> String {
     let TopicConfig { durability, retention_ms, retention_bytes, message_bytes_max, kind, .. } =
         &topic.config;
     let or = |value: Option<String>, none: &str| value.unwrap_or_else(|| none.to_owned());
@@ -64,6 +64,7 @@ pub(crate) fn topic_text(topic: &DescribeTopicReply) -> String {
         ("retention time", or(retention_ms.map(human_ms), "forever")),
         ("retention bytes", or(retention_bytes.map(human_bytes), "unlimited")),
         ("message bytes max", or(message_bytes_max.map(|max| human_bytes(max.into())), "broker's")),
+        ("scheduled", scheduled.to_string()),
     ];
     let mut text: String =
         facts.iter().map(|(name, value)| format!("{:<18} {value}\n", format!("{name}:"))).collect();
@@ -93,7 +94,7 @@ pub(crate) fn topic_text(topic: &DescribeTopicReply) -> String {
 }
 
 /// The object of `topic show -o json`.
-pub(crate) fn topic_json(topic: &DescribeTopicReply) -> Value {
+pub(crate) fn topic_json(topic: &DescribeTopicReply, scheduled: u64) -> Value {
     let config = &topic.config;
     let partitions: Vec<Value> = topic
         .partitions
@@ -122,6 +123,7 @@ pub(crate) fn topic_json(topic: &DescribeTopicReply) -> Value {
         "retention_ms": config.retention_ms,
         "retention_bytes": config.retention_bytes,
         "message_bytes_max": config.message_bytes_max,
+        "scheduled": scheduled,
         "partitions": partitions,
         "subscriptions": subscriptions_json(&topic.subscriptions),
     })

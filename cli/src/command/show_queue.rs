@@ -95,7 +95,7 @@ pub(crate) fn queues_json(queues: &[(String, DescribeQueueReply)]) -> Vec<Value>
 }
 
 /// The text of `queue show`.
-pub(crate) fn queue_text(topic: &str, queue: &DescribeQueueReply) -> String {
+pub(crate) fn queue_text(topic: &str, queue: &DescribeQueueReply, scheduled: u64) -> String {
     let sums = Sums::of(queue);
     let mut facts = vec![("queue", topic.to_owned()), ("subscription", queue.name.clone())];
     facts.extend(policy_facts(&queue.policy));
@@ -107,6 +107,7 @@ pub(crate) fn queue_text(topic: &str, queue: &DescribeQueueReply) -> String {
         ("oldest ready", age(sums.ready, sums.oldest_ready_ms)),
         ("leased", sums.leased.to_string()),
         ("delayed", sums.delayed.to_string()),
+        ("scheduled", scheduled.to_string()),
         ("blocked by key", sums.blocked.to_string()),
         ("dead-lettering", sums.dead_lettering.to_string()),
         ("acked", sums.acked.to_string()),
@@ -373,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_queue_is_shown_with_counts_partitions_and_consumers() {
-        let text = queue_text("q", &queue());
+        let text = queue_text("q", &queue(), 0);
         for line in [
             "ready:          4\n",
             "oldest ready:   1s500ms\n",

@@ -5,7 +5,7 @@ use postrider_protocol::error::ErrorCode;
 use postrider_protocol::message::{AlterTopic, BoundsChange, TopicBounds, TopicConfig};
 use postrider_protocol::types::{Durability, TopicKind};
 
-use super::show;
+use super::{delayed, show};
 use crate::args::{
     DurabilityName, Limit, TopicAlter, TopicCommand, TopicCreate, TopicLimits, TopicLs, TopicRm,
     TopicShow,
@@ -124,10 +124,11 @@ async fn ls(admin: &Admin, options: &TopicLs) -> Outcome {
 async fn show_one(admin: &Admin, options: &TopicShow) -> Outcome {
     let described = admin.describe_topic(&options.name).await;
     let topic = described.map_err(|error| admin_failure(&error, &options.name))?;
+    let scheduled = delayed::scheduled(admin, &options.name).await?;
     print(&match options.output {
-        TableFormat::Table => show::topic_text(&topic),
-        TableFormat::Json => format!("{:#}\n", show::topic_json(&topic)),
-        TableFormat::Ndjson => format!("{}\n", show::topic_json(&topic)),
+        TableFormat::Table => show::topic_text(&topic, scheduled),
+        TableFormat::Json => format!("{:#}\n", show::topic_json(&topic, scheduled)),
+        TableFormat::Ndjson => format!("{}\n", show::topic_json(&topic, scheduled)),
     })
 }
 
