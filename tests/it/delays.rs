@@ -2,7 +2,7 @@
 //! cancelled; and the command line about them.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use postrider::{CancelVerdict, Client, DelayId, NewTopic, Raw, Record, Start};

@@ -43,7 +43,7 @@ impl ErrorCounters {
     }
 }
 
-/// Bounds of the buckets of [`Lateness`], in milliseconds, inclusive. The last bucket has none.
+/// Bounds of the buckets in which lateness is counted, in milliseconds, inclusive. The last bucket has none.
 pub const LATENESS_BOUNDS_MS: [u64; 9] = [5, 10, 25, 50, 100, 250, 1_000, 10_000, 60_000];
 
 /// How late things happened.
