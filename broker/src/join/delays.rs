@@ -73,7 +73,9 @@ fn payload(partition: &PartitionHandle, due: &Due) -> Payload {
             tracing::warn!(partition = ?partition.key, %error, "delayed messages wait for the disk");
             return Payload::Later;
         }
-        Err(error @ (ReadError::Damaged(_) | ReadError::BelowStart { .. })) => {
+        Err(
+            error @ (ReadError::Damaged(_) | ReadError::Vacant(_) | ReadError::BelowStart { .. }),
+        ) => {
             return lost(&error.to_string());
         }
     };
@@ -191,6 +193,7 @@ fn may_hold(log: &Log, snapshot: Option<(EntryIndex, Bytes)>) -> (bool, u64) {
             }
             Err(ReadError::BelowStart { log_start }) => log_start.0,
             Err(ReadError::Damaged(damage)) => damage.end_index,
+            Err(ReadError::Vacant(vacancy)) => vacancy.end_index,
             Err(ReadError::Io(_)) => return (true, count),
         };
     }

@@ -151,6 +151,9 @@ impl Readers {
             Err(ReadError::BelowStart { log_start }) => {
                 self.gap(key, log_start.1, GapReason::Retention, out)
             }
+            Err(ReadError::Vacant(vacancy)) => {
+                self.gap(key, vacancy.end_offset, GapReason::Retention, out)
+            }
             Err(ReadError::Damaged(damage)) => {
                 let reason = match cursor.partition.durability() {
                     Durability::Fsync => GapReason::Damage,

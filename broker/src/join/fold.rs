@@ -84,6 +84,11 @@ pub(crate) fn walk<E: From<FoldError>>(
                 at = log_start.0;
                 visit(Piece::Lost(log_start.into()))?;
             }
+            // Nothing is folded from what is kept no longer, unless no snapshot can be read.
+            Err(ReadError::Vacant(vacancy)) => {
+                at = vacancy.end_index;
+                visit(Piece::Lost((vacancy.end_index, vacancy.end_offset).into()))?;
+            }
             Err(ReadError::Damaged(damage)) => {
                 at = damage.end_index;
                 visit(Piece::Lost((damage.end_index, damage.end_offset).into()))?;

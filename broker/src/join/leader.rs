@@ -672,6 +672,7 @@ pub(crate) fn resolve(partition: &PartitionHandle, place: &Start) -> Result<Offs
             Ok(offset) => Ok(offset.min(high_watermark)),
             Err(ReadError::BelowStart { log_start }) => Ok(log_start.1),
             Err(ReadError::Damaged(damage)) => Ok(damage.from_offset.min(high_watermark)),
+            Err(ReadError::Vacant(vacancy)) => Ok(vacancy.end_offset.min(high_watermark)),
             Err(ReadError::Io(error)) => Err(ErrorBody::new(
                 ErrorCode::Internal,
                 format!("the log could not be read ({error}); see the broker's log"),

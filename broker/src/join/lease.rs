@@ -261,6 +261,10 @@ fn read_ahead(
         Ok(run) => run,
         Err(ReadError::BelowStart { log_start }) => return AheadRead::Gone(log_start.1),
         Err(ReadError::Damaged(damage)) => return AheadRead::Gone(damage.end_offset),
+        // Nothing to say of settled messages; what a seek made unsettled again is evicted.
+        Err(ReadError::Vacant(vacancy)) => {
+            return AheadRead::Fed(Fed { from, ahead: Vec::new(), next: vacancy.end_offset });
+        }
         Err(ReadError::Io(error)) => return AheadRead::Unreadable(error),
     };
     let mut ahead = Vec::new();

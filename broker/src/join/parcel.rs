@@ -154,6 +154,7 @@ fn read(order: &Order<'_>, at: u64, end: u64) -> Result<ReadRun, Missing> {
         Ok(read) => Ok(read),
         Err(ReadError::BelowStart { log_start }) => Err(Missing::Gone(Offset(at), log_start.1)),
         Err(ReadError::Damaged(damage)) => Err(Missing::Gone(Offset(at), damage.end_offset)),
+        Err(ReadError::Vacant(vacancy)) => Err(Missing::Gone(Offset(at), vacancy.end_offset)),
         Err(ReadError::Io(error)) => Err(Missing::Unreadable(error)),
     }
 }

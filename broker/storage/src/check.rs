@@ -9,6 +9,8 @@ mod walk;
 
 use std::collections::BTreeMap;
 
+use postrider_protocol::types::EntryIndex;
+
 pub use self::report::{
     CheckReport, JournalReport, LogReport, Plan, Problem, SegmentReport, SlotReport, SlotState,
 };
@@ -131,23 +133,27 @@ fn check_log(
         start: log.start,
         end: log.end,
         damages: log.damages.clone(),
+        vacancies: log.vacancies.clone(),
         segments: Vec::new(),
         snapshots: log.snapshots.len(),
     };
     let none = Vec::new();
     let segments = in_manifest.map_or(&none, |log| &log.segments);
     let mut chain: Option<u32> = None;
+    let mut before = EntryIndex(0);
     for at in segments.iter().filter(|at| log.segments.iter().any(|s| s.at.salt == at.salt)) {
         let header = analysis.segments.files.get(&at.file).and_then(|file| file.header);
         check_header(log, at, header, report);
         let Some(mut window) = Window::open(disk, &names::segment(at.file))? else { continue };
-        let mut walk = Walk::new(at, &log.damages, chain);
+        let follows = before == at.base_index;
+        let mut walk = Walk::new(at, &log.damages, chain.filter(|_| follows));
         walk.run(&mut window, &mut report.problems)?;
-        if at.sealed {
+        if at.sealed && !at.sparse {
             walk.footer(&mut window, &mut report.problems)?;
         }
         report.bytes_read += window.read_bytes();
         chain = walk.chain();
+        before = at.end_index;
         found.segments.push(walk.report());
     }
     for snapshot in &log.snapshots {

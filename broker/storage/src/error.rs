@@ -6,6 +6,7 @@ use postrider_protocol::types::{EntryIndex, Offset};
 
 use crate::format::FormatError;
 use crate::format::journal::Damage;
+use crate::format::vacancy::Vacancy;
 
 /// Why a data directory was not opened.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +70,9 @@ pub enum ReadError {
     /// The range was acknowledged and is lost: report it and go on behind it.
     #[error("entries {} to {} are damaged", .0.from_index, .0.end_index)]
     Damaged(Damage),
+    /// The range is kept no longer, since its messages are settled: go on behind it.
+    #[error("entries {} to {} are kept no longer", .0.from_index, .0.end_index)]
+    Vacant(Vacancy),
     /// The disk failed.
     #[error("the disk failed: {0}")]
     Io(String),

@@ -1,6 +1,7 @@
 //! Byte layouts of everything in a data directory, with their encoders and decoders.
 //!
-//! Owns: journal groups and records, segment headers, frames and footers, manifests, snapshot packs,
+//! Owns: journal groups and records, segment headers, frames and footers, vacancies, manifests, snapshot
+//! packs,
 //! and the names of files. Never does I/O. Driven by the group writer, maintenance and recovery.
 //! Integers are little-endian. A *sector* is 512 bytes, the unit a disk writes whole or not at all;
 //! every structure whose tearing must be noticed sits in a sector of its own, with its own crc.
@@ -11,6 +12,7 @@ pub mod manifest;
 pub mod names;
 pub mod segment;
 pub mod snapshot;
+pub mod vacancy;
 
 /// Bytes of a sector: written whole or not at all.
 pub const SECTOR: usize = 512;

@@ -25,12 +25,13 @@ pub use disk_os::OsDisk;
 pub use disk_sim::SimDisk;
 pub use error::{AppendError, OpenError, ReadError, StoreError};
 pub use format::journal::Damage;
+pub use format::vacancy::Vacancy;
 pub use options::StoreOptions;
 pub use recovered::RecoveryReport;
 pub use recovery::recover;
 pub use store::{
-    Appended, HISTOGRAM_BUCKETS, Histogram, Log, LogWatcher, NewEntry, Opened, OpenedLog, ReadRun,
-    SegmentInfo, Store, StoreObserver, StoreStats, StoreThreads,
+    Appended, HISTOGRAM_BUCKETS, Histogram, Keep, Log, LogWatcher, NewEntry, Opened, OpenedLog,
+    ReadRun, SegmentInfo, Store, StoreObserver, StoreStats, StoreThreads,
 };
 
 use postrider_protocol::types::{PartitionId, TopicId};

@@ -11,6 +11,7 @@ use crate::LogKey;
 use crate::format::journal::Damage;
 use crate::format::manifest::{ManifestSegment, SnapshotRef};
 use crate::format::names::MANIFEST_SLOTS;
+use crate::format::vacancy::Vacancy;
 
 /// State of a data directory after recovery.
 #[derive(Clone, Debug, Default)]
@@ -112,6 +113,8 @@ pub struct RecoveredLog {
     pub snapshots: Vec<SnapshotRef>,
     /// Lost ranges, rising.
     pub damages: Vec<Damage>,
+    /// Ranges between segments that are kept no longer, rising.
+    pub vacancies: Vec<Vacancy>,
 }
 
 /// A segment after recovery.

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | any | `append`, `read`, `trim` | short locks |
 //! | I/O | [`Store::step`]: groups, watchers | the disk, the bell |
-//! | maintenance | [`Store::maintain`]: checkpoints, footers, snapshots, file removal | the disk, its interval |
+//! | maintenance | [`Store::maintain`]: checkpoints, footers, snapshots, sparse rewrites, file removal | the disk, its interval |
 //!
 //! Locks, outermost first: maintenance, writer, log map, a log's body, a log's tail, a segment's state,
 //! pool, space, work queue. Watchers and the observer are called with the writer's lock held alone.
@@ -25,6 +25,7 @@ mod plan;
 mod poison;
 mod queue;
 mod read;
+mod rewrite;
 mod ring;
 mod segment;
 mod shared;
@@ -32,6 +33,7 @@ mod snapshots;
 mod space;
 mod stage;
 mod stats;
+mod thin;
 mod threads;
 mod writer;
 
@@ -55,6 +57,8 @@ use self::snapshots::SnapshotQueue;
 use self::space::Space;
 use self::stats::Counters;
 pub use self::stats::{HISTOGRAM_BUCKETS, Histogram, StoreStats};
+pub use self::thin::Keep;
+use self::thin::ThinQueue;
 pub use self::threads::StoreThreads;
 use self::writer::Writer;
 use crate::LogKey;
@@ -125,6 +129,7 @@ impl Store {
             checkpoint_wanted: AtomicBool::new(false),
             maintenance_bell: Bell::default(),
             snapshots: SnapshotQueue::new(options.snapshot_queue_bytes_max),
+            rewrites: ThinQueue::default(),
             observer: Mutex::new(None),
             counters: Counters::default(),
             options,

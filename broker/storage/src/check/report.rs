@@ -9,6 +9,7 @@ use postrider_protocol::types::{Durability, EntryIndex, Offset, TimestampMs};
 use crate::LogKey;
 use crate::format::FormatError;
 use crate::format::journal::Damage;
+use crate::format::vacancy::Vacancy;
 
 /// Everything that `check` found.
 #[derive(Clone, Debug, Default)]
@@ -107,6 +108,8 @@ pub struct LogReport {
     pub end: (EntryIndex, Offset),
     /// Ranges that are lost and reported as such.
     pub damages: Vec<Damage>,
+    /// Ranges between segments that are kept no longer.
+    pub vacancies: Vec<Vacancy>,
     /// Segments below the checkpoint, whose every entry was checked.
     pub segments: Vec<SegmentReport>,
     /// Kept snapshots.
@@ -211,6 +214,13 @@ impl fmt::Display for LogReport {
                 f,
                 "\n  lost: offsets {}..{} (entries {}..{})",
                 damage.from_offset, damage.end_offset, damage.from_index, damage.end_index
+            )?;
+        }
+        for vacancy in &self.vacancies {
+            write!(
+                f,
+                "\n  settled and kept no longer: offsets {}..{} (entries {}..{})",
+                vacancy.from_offset, vacancy.end_offset, vacancy.from_index, vacancy.end_index
             )?;
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! The walk over one segment below the checkpoint: every entry, every gap between entries.
+//! The walk over one segment below the checkpoint: every entry, every marker, every gap between them.
 //!
 //! Owns the comparison of what is there with what the manifest says. Behind damage it goes on at the next
 //! header that fits. Never reads past what the checkpoint covers.
@@ -11,6 +11,7 @@ use crate::error::OpenError;
 use crate::format::journal::Damage;
 use crate::format::manifest::ManifestSegment;
 use crate::format::segment::{ENTRIES_START, FrameHeader, FrameTrailer, SegmentFooter};
+use crate::format::vacancy::{MARKER_BYTES, VacancyMarker};
 use crate::format::{SECTOR, SECTOR_U64, names, sector_ceil};
 use crate::recovery::Window;
 
@@ -65,7 +66,7 @@ impl<'a> Walk<'a> {
         problems: &mut Vec<Problem>,
     ) -> Result<(), OpenError> {
         while self.next < self.at.end_index {
-            if self.entry(window, problems)? || self.skip_gap(window)? {
+            if self.entry(window, problems)? || self.vacancy(window)? || self.skip_gap(window)? {
                 continue;
             }
             let lost_at = (self.position, self.next);
@@ -119,6 +120,29 @@ impl<'a> Walk<'a> {
         Ok(true)
     }
 
+    /// Takes the marker at the position if it goes on where the walk is.
+    fn vacancy(&mut self, window: &mut Window) -> Result<bool, OpenError> {
+        let Some(marker) = self.marker(window)? else { return Ok(false) };
+        let vacancy = marker.vacancy;
+        if vacancy.from_index != self.next || vacancy.end_index > self.at.end_index {
+            return Ok(false);
+        }
+        // The chain begins anew, with what the marker says of the last entry that was here.
+        self.chain = (marker.chain_crc != 0).then_some(marker.chain_crc);
+        self.next = vacancy.end_index;
+        self.position += MARKER_BYTES as u64;
+        Ok(true)
+    }
+
+    fn marker(&self, window: &mut Window) -> Result<Option<VacancyMarker>, OpenError> {
+        if !self.at.sparse {
+            return Ok(None);
+        }
+        let bytes = window.get(self.position, MARKER_BYTES)?;
+        let marker = bytes.and_then(|bytes| VacancyMarker::decode(bytes).ok());
+        Ok(marker.filter(|marker| marker.salt == self.at.salt))
+    }
+
     fn header(&self, window: &mut Window) -> Result<Option<EntryHeader>, OpenError> {
         let bytes = window.get(self.position, ENTRY_HEADER_BYTES)?;
         Ok(bytes.and_then(|bytes| EntryHeader::decode(bytes).ok()))
@@ -156,6 +180,11 @@ impl<'a> Walk<'a> {
                 && (self.next..self.at.end_index).contains(&header.index)
             {
                 return Ok(Some(header.index));
+            }
+            if let Some(marker) = self.marker(window)?
+                && (self.next..self.at.end_index).contains(&marker.vacancy.from_index)
+            {
+                return Ok(Some(marker.vacancy.from_index));
             }
             self.position += 8;
         }

@@ -10,7 +10,8 @@
 
 use postrider_protocol::types::{Durability, EntryIndex, Offset, PartitionId, TopicId};
 
-use super::codec::{Put, Reader, class_code, class_of, open_sector, seal_sector};
+use super::codec::{FILES_END, Put, Reader, class_code, class_of, open_sector, seal_sector};
+use super::vacancy::Vacancy;
 use super::{FormatError, SECTOR, SECTOR_U64, sector_ceil};
 use crate::LogKey;
 
@@ -240,6 +241,8 @@ impl GroupTrailer {
 /// | 7 | Trim | topic, partition, zero u32, incarnation, log start index u64, log start offset u64, release index u64 |
 /// | 8 | Damage | topic, partition, zero u32, incarnation, from index, end index, from offset, end offset (u64 each) |
 /// | 9 | Reserve | topic, partition, class u32, incarnation, end index u64, end offset u64 |
+/// | 10 | Vacate | topic, partition, zero u32, incarnation, seq u64, from index, end index, from offset, end offset (u64 each) |
+/// | 11 | Replace | topic, partition, file u32, incarnation, seq u64, salt u64, end position u64 |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Record<'a> {
     /// A run of consecutive entries of one log and where they belong in its segment.
@@ -312,6 +315,41 @@ pub enum Record<'a> {
         /// One past the last offset that may have been used.
         end_offset: Offset,
     },
+    /// A segment is kept no longer although older ones are: all its messages are settled, and no snapshot
+    /// of any slot needs its entries.
+    Vacate {
+        /// Topic and partition.
+        key: LogKey,
+        /// Incarnation of the log.
+        incarnation: u64,
+        /// Which segment of the log.
+        seq: u64,
+        /// All that it covered.
+        vacancy: Vacancy,
+    },
+    /// A segment is in another file now, with a part of its entries: see [`super::vacancy`]. That file was
+    /// written and synced before.
+    Replace {
+        /// Topic and partition.
+        key: LogKey,
+        /// Incarnation of the log.
+        incarnation: u64,
+        /// Which segment of the log.
+        seq: u64,
+        /// Where it is.
+        place: SparsePlace,
+    },
+}
+
+/// Where a sparse segment is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SparsePlace {
+    /// Segment file.
+    pub file: u32,
+    /// Salt of this use of the file.
+    pub salt: u64,
+    /// One past its last byte.
+    pub end_position: u64,
 }
 
 /// A range of a log that was acknowledged and cannot be read. Half-open.
@@ -379,6 +417,8 @@ const RECOVERY: u8 = 6;
 const TRIM: u8 = 7;
 const DAMAGE: u8 = 8;
 const RESERVE: u8 = 9;
+const VACATE: u8 = 10;
+const REPLACE: u8 = 11;
 
 fn put_record(out: &mut Vec<u8>, kind: u8, length: u32) {
     out.put_u8(kind);
@@ -466,6 +506,19 @@ impl<'a> Record<'a> {
                 put_log(out, *key, u32::from(class_code(*class)), *incarnation);
                 out.put_u64(end_index.0);
                 out.put_u64(end_offset.0);
+            }
+            Self::Vacate { key, incarnation, seq, vacancy } => {
+                put_record(out, VACATE, 80);
+                put_log(out, *key, 0, *incarnation);
+                out.put_u64(*seq);
+                vacancy.put(out);
+            }
+            Self::Replace { key, incarnation, seq, place } => {
+                put_record(out, REPLACE, 64);
+                put_log(out, *key, place.file, *incarnation);
+                out.put_u64(*seq);
+                out.put_u64(place.salt);
+                out.put_u64(place.end_position);
             }
         }
         assert!((out.len() - begin).is_multiple_of(8), "record is 8-aligned");
@@ -558,6 +611,21 @@ impl<'a> Record<'a> {
                 end_index: EntryIndex(fields.number()?),
                 end_offset: Offset(fields.number()?),
             },
+            VACATE => Self::Vacate {
+                key,
+                incarnation,
+                seq: fields.number()?,
+                vacancy: Vacancy::take(fields)?,
+            },
+            REPLACE => {
+                if word >= FILES_END {
+                    return Err(FormatError::Field("file number too large"));
+                }
+                let seq = fields.number()?;
+                let (salt, end_position) = (fields.number()?, fields.number()?);
+                let place = SparsePlace { file: word, salt, end_position };
+                Self::Replace { key, incarnation, seq, place }
+            }
             _ => return Err(FormatError::Field("record kind")),
         })
     }
@@ -634,6 +702,18 @@ mod tests {
                 end_index: EntryIndex(2),
                 end_offset: Offset(3),
             },
+            Record::Vacate {
+                key: key(),
+                incarnation: 1,
+                seq: 4,
+                vacancy: Vacancy::new((EntryIndex(1), Offset(2)), (EntryIndex(3), Offset(4))),
+            },
+            Record::Replace {
+                key: key(),
+                incarnation: 1,
+                seq: 4,
+                place: SparsePlace { file: 5, salt: 6, end_position: 7 },
+            },
             Record::Damage {
                 key: key(),
                 incarnation: 1,
@@ -649,11 +729,11 @@ mod tests {
         for record in &records {
             record.encode(&mut body);
         }
-        let decoded = decode_records(&body, 9).unwrap();
+        let decoded = decode_records(&body, 11).unwrap();
         assert_eq!(decoded, records);
-        assert!(decode_records(&body, 8).is_err());
+        assert!(decode_records(&body, 10).is_err());
         for cut in 1..body.len() {
-            assert!(decode_records(&body[..cut], 9).is_err(), "cut at {cut}");
+            assert!(decode_records(&body[..cut], 11).is_err(), "cut at {cut}");
         }
     }
 

@@ -9,7 +9,7 @@
 //! | 0 | 4 | magic `PRMF` |
 //! | 4 | 4 | crc32 of 8..length |
 //! | 8 | 4 | length of the whole manifest |
-//! | 12 | 2 | version = 1 |
+//! | 12 | 2 | version: 2 when some log has a sparse segment or a vacancy, else 1 |
 //! | 14 | 2 | flags: bit 0 clean shutdown, bit 1 doubtful |
 //! | 16 | 8 | number of the manifest, rises by one |
 //! | 24 | 8 | C: last group that it covers |
@@ -24,10 +24,12 @@
 //!
 //! A log: topic \[16\], partition u32, chain crc u32, incarnation u64, class u8, zero \[7\], log start index
 //! and offset, end index and offset, reserved index and offset, last append time, last seq (u64 each),
-//! counts of segments, snapshots, damages and a zero (u32 each); then segments {file u32, flags u32
-//! (bit 0 sealed), seq, salt, base index, base offset, end index, end offset, end position, last append
+//! counts of segments, snapshots, damages and vacancies (u32 each); then segments {file u32, flags u32
+//! (bit 0 sealed, bit 1 sparse), seq, salt, base index, base offset, end index, end offset, end position, last append
 //! time (u64 each), base chain crc u32, zero u32}; snapshots {pack u32, crc u32, index, position, length
-//! (u64 each)}; damages {from index, end index, from offset, end offset}.
+//! (u64 each)}; damages and then vacancies {from index, end index, from offset, end offset}.
+//!
+//! Version 1 has neither vacancies nor sparse segments, and programs that know it alone refuse version 2.
 
 use postrider_protocol::types::{
     Durability, EntryIndex, Offset, PartitionId, TimestampMs, TopicId,
@@ -36,10 +38,13 @@ use postrider_protocol::types::{
 use super::FormatError;
 use super::codec::{Put, Reader, class_code, class_of};
 use super::journal::Damage;
+use super::vacancy::{VACANCY_BYTES, Vacancy};
 use crate::LogKey;
 
 const MAGIC: [u8; 4] = *b"PRMF";
+/// Without vacancies and sparse segments.
 const VERSION: u16 = 1;
+const SPARSE_VERSION: u16 = 2;
 const FIXED: usize = 80;
 /// Fixed bytes before a log's lists.
 const LOG_FIXED: usize = 120;
@@ -102,6 +107,8 @@ pub struct ManifestLog {
     pub snapshots: Vec<SnapshotRef>,
     /// Ranges known to be lost, rising.
     pub damages: Vec<Damage>,
+    /// Ranges between segments that are kept no longer, rising.
+    pub vacancies: Vec<Vacancy>,
 }
 
 /// A segment in a manifest: valid up to `end_position`.
@@ -111,6 +118,8 @@ pub struct ManifestSegment {
     pub file: u32,
     /// Nothing more will be appended to it.
     pub sealed: bool,
+    /// It holds a part of its entries.
+    pub sparse: bool,
     /// Number of the segment in its log.
     pub seq: u64,
     /// Salt of this use of the file.
@@ -160,7 +169,7 @@ impl Manifest {
         let mut out = Vec::with_capacity(FIXED + self.logs.len() * (LOG_FIXED + SEGMENT_BYTES));
         out.put_bytes(&MAGIC);
         out.put_zeros(8);
-        out.put_u16(VERSION);
+        out.put_u16(self.version());
         out.put_u16(u16::from(self.clean) | u16::from(self.doubtful) << 1);
         out.put_u64(self.number);
         out.put_u64(self.checkpoint_group);
@@ -200,7 +209,7 @@ impl Manifest {
         }
         let mut reader = Reader::new(&whole[12..]);
         let version = reader.u16()?;
-        if version != VERSION {
+        if version != VERSION && version != SPARSE_VERSION {
             return Err(FormatError::Version(version));
         }
         let flags = reader.u16()?;
@@ -220,7 +229,7 @@ impl Manifest {
         if !reader.is_empty() {
             return Err(FormatError::Field("manifest length"));
         }
-        Ok(Self {
+        let manifest = Self {
             number,
             clean: flags & 1 != 0,
             doubtful: flags & 2 != 0,
@@ -232,7 +241,19 @@ impl Manifest {
             next_incarnation,
             next_salt,
             logs,
-        })
+        };
+        if manifest.version() > version {
+            return Err(FormatError::Field("manifest version"));
+        }
+        Ok(manifest)
+    }
+
+    /// The lowest version that can say all of it.
+    fn version(&self) -> u16 {
+        let sparse = |log: &ManifestLog| {
+            !log.vacancies.is_empty() || log.segments.iter().any(|segment| segment.sparse)
+        };
+        if self.logs.iter().any(sparse) { SPARSE_VERSION } else { VERSION }
     }
 }
 
@@ -268,7 +289,7 @@ impl ManifestLog {
         out.put_u32(len32(self.segments.len()));
         out.put_u32(len32(self.snapshots.len()));
         out.put_u32(len32(self.damages.len()));
-        out.put_u32(0);
+        out.put_u32(len32(self.vacancies.len()));
         for segment in &self.segments {
             segment.encode(out);
         }
@@ -284,6 +305,9 @@ impl ManifestLog {
             out.put_u64(damage.end_index.0);
             out.put_u64(damage.from_offset.0);
             out.put_u64(damage.end_offset.0);
+        }
+        for vacancy in &self.vacancies {
+            vacancy.put(out);
         }
     }
 
@@ -302,7 +326,7 @@ impl ManifestLog {
         let segments = reader.u32()?;
         let snapshots = reader.u32()?;
         let damages = reader.u32()?;
-        reader.u32()?;
+        let vacancies = reader.u32()?;
         Ok(Self {
             key,
             incarnation,
@@ -331,6 +355,7 @@ impl ManifestLog {
                     end_offset: Offset(item.number()?),
                 })
             })?,
+            vacancies: list(reader, vacancies, VACANCY_BYTES, Vacancy::take)?,
         })
     }
 }
@@ -338,7 +363,7 @@ impl ManifestLog {
 impl ManifestSegment {
     fn encode(&self, out: &mut Vec<u8>) {
         out.put_u32(self.file);
-        out.put_u32(u32::from(self.sealed));
+        out.put_u32(u32::from(self.sealed) | u32::from(self.sparse) << 1);
         out.put_u64(self.seq);
         out.put_u64(self.salt);
         out.put_u64(self.base_index.0);
@@ -352,9 +377,12 @@ impl ManifestSegment {
     }
 
     fn decode(reader: &mut Reader<'_>) -> Result<Self, FormatError> {
+        let file = reader.file()?;
+        let flags = reader.u32()?;
         let segment = Self {
-            file: reader.file()?,
-            sealed: reader.u32()? & 1 != 0,
+            file,
+            sealed: flags & 1 != 0,
+            sparse: flags & 2 != 0,
             seq: reader.number()?,
             salt: reader.number()?,
             base_index: EntryIndex(reader.number()?),
@@ -400,6 +428,7 @@ mod tests {
                 segments: vec![ManifestSegment {
                     file: 1,
                     sealed: true,
+                    sparse: false,
                     seq: 2,
                     salt: 3,
                     base_index: EntryIndex(4),
@@ -423,9 +452,32 @@ mod tests {
                     from_offset: Offset(3),
                     end_offset: Offset(4),
                 }],
+                vacancies: Vec::new(),
             }],
         }
     }
+
+    /// The same with a vacancy and a sparse segment.
+    fn sparse_manifest() -> Manifest {
+        let mut manifest = manifest();
+        let log = &mut manifest.logs[0];
+        log.segments[0].sparse = true;
+        let end = (EntryIndex(9), Offset(11));
+        log.vacancies = vec![Vacancy::new((EntryIndex(6), Offset(7)), end)];
+        manifest
+    }
+
+    /// As programs before version 2 wrote it.
+    const VERSION_1: &[&str] = &[
+        "50524d46618a1924580100000100010004000000000000000a000000000000000b000000000000000200000000000000",
+        "000200000000000063000000010000000700000000000000080000000000000001010101010101010101010101010101",
+        "020000000500000003000000000000000200000000000000010000000000000002000000000000000300000000000000",
+        "04000000000000001e000000000000002800000000000000060000000000000002000000000000000100000001000000",
+        "010000000000000001000000010000000200000000000000030000000000000004000000000000000500000000000000",
+        "06000000000000000700000000000000080000000000000009000000000000000a000000000000000100000002000000",
+        "030000000000000004000000000000000500000000000000010000000000000002000000000000000300000000000000",
+        "0400000000000000",
+    ];
 
     #[test]
     fn manifest_round_trips() {
@@ -434,6 +486,30 @@ mod tests {
         bytes.extend_from_slice(&[9; 100]);
         assert_eq!(Manifest::decode(&bytes), Ok(manifest()));
         assert_eq!(Manifest::decode(&Manifest::default().encode()), Ok(Manifest::default()));
+        assert_eq!(Manifest::decode(&sparse_manifest().encode()), Ok(sparse_manifest()));
+    }
+
+    #[test]
+    fn manifest_of_version_1_is_read_and_still_written_where_it_says_all() {
+        let digits = VERSION_1.concat();
+        let byte = |at: usize| u8::from_str_radix(&digits[at..at + 2], 16).expect("two digits");
+        let bytes: Vec<u8> = (0..digits.len()).step_by(2).map(byte).collect();
+        assert_eq!(Manifest::decode(&bytes), Ok(manifest()));
+        assert_eq!(manifest().encode(), bytes);
+        let version = |manifest: &Manifest| manifest.encode()[12];
+        assert_eq!(version(&sparse_manifest()), 2);
+        let mut vacant = sparse_manifest();
+        vacant.logs[0].segments[0].sparse = false;
+        assert_eq!(version(&vacant), 2);
+    }
+
+    #[test]
+    fn sparse_manifest_under_the_old_version_is_refused() {
+        let mut bytes = sparse_manifest().encode();
+        bytes[12] = 1;
+        let crc = crc32fast::hash(&bytes[8..]);
+        bytes[4..8].copy_from_slice(&crc.to_le_bytes());
+        assert_eq!(Manifest::decode(&bytes), Err(FormatError::Field("manifest version")));
     }
 
     #[test]
@@ -454,7 +530,7 @@ mod tests {
 
     #[test]
     fn manifest_rejects_every_flipped_byte_and_every_cut() {
-        let bytes = manifest().encode();
+        let bytes = sparse_manifest().encode();
         for at in 0..bytes.len() {
             let mut bad = bytes.clone();
             bad[at] ^= 4;

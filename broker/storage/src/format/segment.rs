@@ -25,6 +25,7 @@ const FRAME_HEADER_MAGIC: [u8; 4] = *b"PRFH";
 const FRAME_TRAILER_MAGIC: [u8; 4] = *b"PRFT";
 const FOOTER_MAGIC: [u8; 4] = *b"PRSF";
 const VERSION: u16 = 1;
+const SPARSE_VERSION: u16 = 2;
 
 /// First sector of a segment file: whose it is in this use.
 ///
@@ -32,7 +33,7 @@ const VERSION: u16 = 1;
 /// |---|---|---|
 /// | 0 | 4 | magic `PRSG` |
 /// | 4 | 4 | crc32 of 8..512 |
-/// | 8 | 2 | version = 1 |
+/// | 8 | 2 | version: 1, or 2 for a sparse segment (see [`super::vacancy`]) |
 /// | 10 | 6 | zero |
 /// | 16 | 4 | file id |
 /// | 20 | 4 | chain crc: header crc of the entry before the base, 0 at index 0 |
@@ -62,6 +63,8 @@ pub struct SegmentHeader {
     pub base_index: EntryIndex,
     /// Offset of the first message.
     pub base_offset: Offset,
+    /// It holds a part of its entries and markers in place of the others.
+    pub sparse: bool,
 }
 
 impl SegmentHeader {
@@ -69,7 +72,7 @@ impl SegmentHeader {
     #[must_use]
     pub fn encode(&self) -> [u8; SECTOR] {
         let mut fields = Vec::with_capacity(80);
-        fields.put_u16(VERSION);
+        fields.put_u16(if self.sparse { SPARSE_VERSION } else { VERSION });
         fields.put_zeros(6);
         fields.put_u32(self.file);
         fields.put_u32(self.chain_crc);
@@ -91,9 +94,11 @@ impl SegmentHeader {
     pub fn decode(sector: &[u8]) -> Result<Self, FormatError> {
         let (_, mut reader) = open_sector(HEADER_MAGIC, sector)?;
         let version = reader.u16()?;
-        if version != VERSION {
-            return Err(FormatError::Version(version));
-        }
+        let sparse = match version {
+            VERSION => false,
+            SPARSE_VERSION => true,
+            _ => return Err(FormatError::Version(version)),
+        };
         reader.bytes(6)?;
         let file = reader.u32()?;
         let chain_crc = reader.u32()?;
@@ -109,6 +114,7 @@ impl SegmentHeader {
             salt: reader.number()?,
             base_index: EntryIndex(reader.number()?),
             base_offset: Offset(reader.number()?),
+            sparse,
         })
     }
 }
@@ -503,7 +509,10 @@ mod tests {
             salt: 7,
             base_index: EntryIndex(8),
             base_offset: Offset(9),
+            sparse: false,
         };
+        let sparse = SegmentHeader { sparse: true, ..header };
+        assert_eq!(SegmentHeader::decode(&sparse.encode()), Ok(sparse));
         let sector = header.encode();
         assert_eq!(SegmentHeader::decode(&sector), Ok(header));
         for at in 0..SECTOR {

@@ -212,6 +212,9 @@ fn recovery_records(outcome: &Outcome, moves: &BTreeMap<LogKey, Move>) -> (u32, 
             let (start_index, start_offset) = start;
             put(Record::Trim { key, incarnation, start_index, start_offset, release_index });
         }
+        for (seq, thinned) in &log.thinned_above {
+            put(log.thinned_record(*seq, *thinned));
+        }
         if let Some(above) = &log.above {
             let (end_index, end_offset) = above.proven_end;
             let chain_crc = above.proven_crc;
@@ -339,6 +342,7 @@ fn settle_segments(log: &mut LogState, moved: Option<&Move>) {
     let at = ManifestSegment {
         file: roll.file,
         sealed: false,
+        sparse: false,
         seq: roll.seq,
         salt: roll.salt,
         base_index: roll.base_index,
@@ -415,6 +419,7 @@ fn header_of(log: &LogState, at: &ManifestSegment) -> SegmentHeader {
         salt: at.salt,
         base_index: at.base_index,
         base_offset: at.base_offset,
+        sparse: at.sparse,
     }
 }
 
@@ -506,6 +511,7 @@ fn hand_over(state: &mut RecoveredState, logs: Vec<LogState>, files: &Files<'_>)
             segments,
             snapshots: log.snapshots,
             damages: log.damages,
+            vacancies: log.vacancies,
         });
     }
     state.free_segments = free.into_iter().map(|(file, len)| FreeFile { file, len }).collect();

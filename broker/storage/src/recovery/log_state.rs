@@ -11,9 +11,10 @@ use postrider_protocol::types::{Durability, EntryIndex, Offset, TimestampMs};
 
 use super::segments::{Content, Frame, Span};
 use crate::LogKey;
-use crate::format::journal::{Damage, Roll};
+use crate::format::journal::{Damage, Record, Roll, SparsePlace};
 use crate::format::manifest::{ManifestLog, ManifestSegment, SnapshotRef};
 use crate::format::segment::{ENTRIES_START, FrameHeader};
+use crate::format::vacancy::Vacancy;
 
 /// One past an entry, and the offset of the next message there.
 pub(crate) type End = (EntryIndex, Offset);
@@ -81,6 +82,13 @@ pub(crate) enum Source {
     Frame(FramePlace),
 }
 
+/// A segment that is kept no longer, or in part.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Thinned {
+    Vacate(Vacancy),
+    Replace(SparsePlace),
+}
+
 /// Entries above D that stand: they move to a new segment.
 #[derive(Clone, Debug)]
 pub(crate) struct Survivor {
@@ -114,6 +122,8 @@ pub(crate) struct LogState {
     pub(crate) segments: Vec<Segment>,
     pub(crate) snapshots: Vec<SnapshotRef>,
     pub(crate) damages: Vec<Damage>,
+    /// Ranges between segments that are kept no longer, rising.
+    pub(crate) vacancies: Vec<Vacancy>,
     /// Some damage is newer than the manifest.
     pub(crate) newly_damaged: bool,
     /// Entries below this index existed, even if they cannot be read.
@@ -130,6 +140,8 @@ pub(crate) struct LogState {
     pub(crate) spoiled: Option<u64>,
     /// A trim above D: start and release index.
     pub(crate) trim_above: Option<(End, EntryIndex)>,
+    /// Segments that were thinned above D, in order.
+    pub(crate) thinned_above: Vec<(u64, Thinned)>,
     /// A reservation above D.
     pub(crate) reserve_above: bool,
     /// Something that is not lost says which class this is.
@@ -154,6 +166,7 @@ impl LogState {
             segments: Vec::new(),
             snapshots: Vec::new(),
             damages: Vec::new(),
+            vacancies: Vec::new(),
             newly_damaged: false,
             lost_upto: EntryIndex(0),
             last_group: 0,
@@ -163,6 +176,7 @@ impl LogState {
             scrubs: Vec::new(),
             spoiled: None,
             trim_above: None,
+            thinned_above: Vec::new(),
             reserve_above: false,
             class_known: false,
             reserve_group: 0,
@@ -185,6 +199,7 @@ impl LogState {
             segments: log.segments.iter().map(segment).collect(),
             snapshots: log.snapshots.clone(),
             damages: log.damages.clone(),
+            vacancies: log.vacancies.clone(),
             closed: log.segments.last().is_some_and(|last| last.sealed),
             ..Self::new(log.key, log.incarnation)
         }
@@ -219,6 +234,7 @@ impl LogState {
         let at = ManifestSegment {
             file: roll.file,
             sealed: false,
+            sparse: false,
             seq: roll.seq,
             salt: roll.salt,
             base_index: roll.base_index,
@@ -389,6 +405,7 @@ impl LogState {
             last.end_index = end.0;
             last.end_offset = end.1;
         }
+        self.vacancies.retain(|vacancy| vacancy.from_index < end.0);
         self.snapshots.retain(|snapshot| snapshot.index <= end.0);
         self.lost_upto = self.lost_upto.min(end.0);
         self.end = end;
@@ -426,6 +443,45 @@ impl LogState {
         self.segments
             .retain(|segment| segment.at.end_index > release || Some(segment.at.seq) == last);
         self.damages.retain(|damage| damage.end_index > release);
+        let start = self.start.0;
+        self.vacancies.retain(|vacancy| vacancy.end_index > start);
+    }
+
+    /// Gives a segment up, or finds it in another file. What replaces it was durable before this was said, and
+    /// nobody needs what is gone; so it stands whether D proves it or not, as a trim does.
+    ///
+    /// Only segments below every slot's checkpoint are thinned: no group that is replayed writes to them.
+    pub(crate) fn thin(&mut self, seq: u64, thinned: Thinned) {
+        let Some(at) = self.segments.iter().position(|segment| segment.at.seq == seq) else {
+            return;
+        };
+        match thinned {
+            Thinned::Vacate(vacancy) => {
+                self.segments.remove(at);
+                Vacancy::add(&mut self.vacancies, vacancy);
+            }
+            Thinned::Replace(SparsePlace { file, salt, end_position }) => {
+                let segment = &mut self.segments[at];
+                let at = ManifestSegment {
+                    file,
+                    salt,
+                    end_position,
+                    sealed: true,
+                    sparse: true,
+                    ..segment.at
+                };
+                *segment = Segment { at, dirty: false, rolled: false };
+            }
+        }
+    }
+
+    /// The record that says so.
+    pub(crate) fn thinned_record(&self, seq: u64, thinned: Thinned) -> Record<'static> {
+        let (key, incarnation) = (self.key, self.incarnation);
+        match thinned {
+            Thinned::Vacate(vacancy) => Record::Vacate { key, incarnation, seq, vacancy },
+            Thinned::Replace(place) => Record::Replace { key, incarnation, seq, place },
+        }
     }
 
     /// A damage that an earlier recovery found; it may move the end.

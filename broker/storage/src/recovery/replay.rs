@@ -11,7 +11,7 @@ use postrider_protocol::types::Offset;
 
 use super::LOST_TAIL;
 use super::journal::{Group, JournalScan};
-use super::log_state::{FramePlace, LogState, Source, Survivor};
+use super::log_state::{FramePlace, LogState, Source, Survivor, Thinned};
 use super::segments::{Content, Frame, POSITION_MAX, SegmentId, SegmentScan, Span};
 use crate::LogKey;
 use crate::error::OpenError;
@@ -233,6 +233,16 @@ impl<'a> Replay<'a> {
                         log.trim_above = Some((start, release_index));
                     }
                 }
+                Record::Vacate { key, incarnation, seq, vacancy } => {
+                    self.thin(key, incarnation, (seq, Thinned::Vacate(vacancy)), proven);
+                }
+                Record::Replace { key, incarnation, seq, place } => {
+                    self.outcome.salt_max = self.outcome.salt_max.max(place.salt);
+                    self.outcome.file_max = self.outcome.file_max.max(Some(place.file));
+                    let user = (key, place.salt);
+                    self.thin(key, incarnation, (seq, Thinned::Replace(place)), proven);
+                    self.take_over(place.file, user);
+                }
                 Record::Reserve { key, incarnation, class, end_index, end_offset } => {
                     let Some(log) = self.log(key, incarnation) else { continue };
                     log.class = class;
@@ -273,9 +283,27 @@ impl<'a> Replay<'a> {
             return;
         }
         log.roll(roll);
-        let user = (roll.key, roll.salt);
-        if let Some((key, salt)) = self.owners.insert(roll.file, user)
-            && salt != roll.salt
+        self.take_over(roll.file, (roll.key, roll.salt));
+    }
+
+    fn thin(
+        &mut self,
+        key: LogKey,
+        incarnation: u64,
+        (seq, thinned): (u64, Thinned),
+        proven: bool,
+    ) {
+        let Some(log) = self.log(key, incarnation) else { return };
+        log.thin(seq, thinned);
+        if !proven {
+            log.thinned_above.push((seq, thinned));
+        }
+    }
+
+    /// A segment file has a new user.
+    fn take_over(&mut self, file: u32, user: (LogKey, u64)) {
+        if let Some((key, salt)) = self.owners.insert(file, user)
+            && salt != user.1
             && let Some(other) = self.outcome.logs.get_mut(&key)
         {
             // Released before, or the release is lost.

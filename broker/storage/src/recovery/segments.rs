@@ -231,7 +231,8 @@ pub(crate) fn scan(
     }
     for file in scan.files.values() {
         let Some(header) = file.header.filter(|header| header.file == file.file) else { continue };
-        if header.salt >= manifest.next_salt {
+        // A sparse segment has no frames, and counts only where the journal names it.
+        if header.salt >= manifest.next_salt && !header.sparse {
             let SegmentHeader { key, incarnation, seq, .. } = header;
             let id = SegmentId { key, incarnation, seq };
             scan.newer.insert(id, header);

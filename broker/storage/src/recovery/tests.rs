@@ -74,6 +74,7 @@ impl HandLog {
             salt: self.salt,
             base_index: EntryIndex(0),
             base_offset: Offset(0),
+            sparse: false,
         };
         let file = disk.open(&names::segment(self.file), OpenMode::Create).unwrap();
         file.allocate(32 << 10).unwrap();

@@ -16,7 +16,10 @@ use super::log::{LogInner, QueuedEntry, usize_of};
 use super::segment::{Segment, SegmentFacts};
 use super::shared::{Order, Shared};
 use super::stage::Stage;
-use crate::format::journal::{INLINE_HEADER_BYTES, Inline, Record, Roll, put_inline_header};
+use super::thin::Thin;
+use crate::format::journal::{
+    INLINE_HEADER_BYTES, Inline, Record, Roll, SparsePlace, put_inline_header,
+};
 use crate::format::segment::{ENTRIES_START, FrameHeader};
 use crate::format::{SECTOR, sector_ceil};
 use crate::sync::Ordering;
@@ -28,7 +31,7 @@ const RESERVE_STEP: u64 = 1 << 20;
 /// Bytes of a Roll record.
 const ROLL_BYTES: u64 = 80;
 /// Bytes of the records of one order or reservation at most.
-const ORDER_BYTES: u64 = 72;
+const ORDER_BYTES: u64 = 80;
 
 /// The entries that a group has from one log.
 pub(crate) struct Taken {
@@ -168,10 +171,11 @@ pub(crate) struct GroupLog {
 }
 
 /// Files that a synced record of the group releases.
-pub(crate) struct Release {
-    pub(crate) log: Arc<LogInner>,
-    pub(crate) segments: usize,
-    pub(crate) dropped: bool,
+pub(crate) enum Release {
+    /// Those of the segments up to this number.
+    Front { log: Arc<LogInner>, last_seq: u64, dropped: bool },
+    /// That of a segment that is kept no longer, or in another file.
+    Thinned(Thin),
 }
 
 /// See the module.
@@ -229,6 +233,7 @@ impl Group {
         match order {
             Order::Trim(log) => self.trim(log),
             Order::Drop(log) => self.drop_log(log),
+            Order::Thin(thin) => self.thin(thin),
         }
     }
 
@@ -243,8 +248,9 @@ impl Group {
         // The last segment stays whatever the trim says; recovery does the same.
         let candidates = body.segments.len().saturating_sub(1);
         let released = |segment: &&Arc<Segment>| segment.end().end.0 <= release_index;
-        let segments = body.segments.iter().take(candidates).take_while(released).count();
-        if segments == 0 && body.trimmed >= start_index {
+        let last = body.segments.iter().take(candidates).take_while(released).last();
+        let last_seq = last.map_or(0, |segment| segment.facts.seq);
+        if last_seq == 0 && body.trimmed >= start_index {
             return;
         }
         body.trimmed = start_index;
@@ -252,19 +258,40 @@ impl Group {
         let (key, incarnation) = (log.key, log.incarnation);
         self.record(&Record::Trim { key, incarnation, start_index, start_offset, release_index });
         self.must_sync = true;
-        self.releases.push(Release { log, segments, dropped: false });
+        self.releases.push(Release::Front { log, last_seq, dropped: false });
     }
 
     fn drop_log(&mut self, log: Arc<LogInner>) {
-        let body = log.body.lock();
-        let (used, segments) = (body.last_seq > 0, body.segments.len());
-        drop(body);
+        let used = log.body.lock().last_seq > 0;
         if used {
             let (key, incarnation) = (log.key, log.incarnation);
             self.record(&Record::Drop { key, incarnation, new_incarnation: 0 });
             self.must_sync = true;
         }
-        self.releases.push(Release { log, segments, dropped: true });
+        self.releases.push(Release::Front { log, last_seq: u64::MAX, dropped: true });
+    }
+
+    /// Adds the record that a segment is kept no longer, or in part, unless something came between.
+    fn thin(&mut self, thin: Thin) {
+        let Thin { log, old, new } = &thin;
+        let seq = old.facts.seq;
+        let gone = log.tail.lock().gone == Some(super::log::Gone::Dropped);
+        if gone || !log.body.lock().may_thin(old) {
+            thin.forget();
+            return;
+        }
+        let (key, incarnation) = (log.key, log.incarnation);
+        let record = match new {
+            None => Record::Vacate { key, incarnation, seq, vacancy: old.vacancy() },
+            Some(new) => {
+                let (file, salt) = (new.facts.file, new.facts.salt);
+                let place = SparsePlace { file, salt, end_position: new.end().position };
+                Record::Replace { key, incarnation, seq, place }
+            }
+        };
+        self.record(&record);
+        self.must_sync = true;
+        self.releases.push(Release::Thinned(thin));
     }
 
     /// Lays out the entries of one log. When no file can be had for some of them, they go back to the
@@ -358,6 +385,7 @@ impl Group {
             salt: shared.next_salt.fetch_add(1, Ordering::Relaxed),
             base: (first.index, first.offset),
             base_chain_crc: first.prev_header_crc,
+            sparse: false,
         };
         self.record(&Record::Roll(Roll {
             key: log.key,

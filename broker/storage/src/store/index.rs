@@ -1,7 +1,8 @@
 //! The index of one segment: where entries begin, and what lies between runs of messages.
 //!
 //! Owns sparse marks (an entry's position at least every 16 KiB, and at the first message after each
-//! hole) and holes (bytes that no reader gets: state entries, frame sectors, padding). Filled as
+//! hole) and holes (bytes that no reader gets: state entries, frame sectors, padding, markers), and of a
+//! sparse segment what is kept no longer. Filled as
 //! entries are written, or by walking a segment, or from its footer; all three give the same.
 //!
 //! ```text
@@ -15,6 +16,7 @@ use postrider_protocol::entry::{ENTRY_ALIGN_BYTES, EntryHeader, EntryKind};
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
 use crate::format::segment::{ENTRIES_START, Hole, IndexMark};
+use crate::format::vacancy::{MARKER_BYTES, Vacancy, VacancyMarker};
 
 /// Distance of marks in bytes: how far a reader walks headers at most, but for one larger entry.
 pub(crate) const MARK_BYTES: u64 = 16 << 10;
@@ -62,6 +64,8 @@ pub(crate) struct SegmentIndex {
     pub(crate) from: u64,
     pub(crate) marks: Vec<IndexMark>,
     pub(crate) holes: Vec<Hole>,
+    /// What a sparse segment holds no longer, rising.
+    pub(crate) vacancies: Vec<Vacancy>,
     /// The next message gets a mark wherever it is.
     mark_next: bool,
     /// Lowest and highest leader epoch among the indexed entries.
@@ -71,7 +75,14 @@ pub(crate) struct SegmentIndex {
 impl SegmentIndex {
     /// An index that knows nothing below `from` and is filled from there.
     pub(crate) fn new(from: u64) -> Self {
-        Self { from, marks: Vec::new(), holes: Vec::new(), mark_next: true, epochs: (u32::MAX, 0) }
+        Self {
+            from,
+            marks: Vec::new(),
+            holes: Vec::new(),
+            vacancies: Vec::new(),
+            mark_next: true,
+            epochs: (u32::MAX, 0),
+        }
     }
 
     /// Whether the index covers the segment from its first entry.
@@ -121,9 +132,24 @@ impl SegmentIndex {
         }
         before.holes.append(&mut self.holes);
         self.holes = before.holes;
+        before.vacancies.append(&mut self.vacancies);
+        self.vacancies = before.vacancies;
         self.from = before.from;
         self.epochs.0 = self.epochs.0.min(before.epochs.0);
         self.epochs.1 = self.epochs.1.max(before.epochs.1);
+    }
+
+    /// The vacancy with this message, if it lies in one.
+    pub(crate) fn vacancy_at(&self, offset: Offset) -> Option<&Vacancy> {
+        let after = self.vacancies.partition_point(|vacancy| vacancy.end_offset <= offset);
+        self.vacancies.get(after).filter(|vacancy| vacancy.holds_offset(offset))
+    }
+
+    /// The next vacancy of messages above `offset`.
+    pub(crate) fn vacancy_after(&self, offset: Offset) -> Option<&Vacancy> {
+        let after = self.vacancies.partition_point(|vacancy| vacancy.from_offset <= offset);
+        let holds_messages = |vacancy: &&Vacancy| vacancy.from_offset < vacancy.end_offset;
+        self.vacancies.get(after..)?.iter().find(holds_messages)
     }
 
     /// The last mark whose offset is not above `offset`.
@@ -156,6 +182,8 @@ impl SegmentIndex {
 pub(crate) enum Found {
     /// An entry.
     Entry(EntryPlace),
+    /// The marker of entries that are kept no longer, and its end.
+    Vacancy(VacancyMarker, u64),
     /// Bytes that are no entry, up to this position.
     Gap(u64),
 }
@@ -163,27 +191,54 @@ pub(crate) enum Found {
 /// Looks for the entry `expected` or a later one at `position` of `bytes` (which begin at `start` in
 /// the file). What is no entry (frame sectors, padding, damage) is stepped over by 8 bytes, the alignment
 /// of entries: behind a damaged header the next entry may begin anywhere.
-pub(crate) fn find_entry(bytes: &[u8], start: u64, position: u64, expected: EntryIndex) -> Found {
+/// Markers are looked for in a sparse segment alone, by its salt.
+pub(crate) fn find_entry(
+    bytes: &[u8],
+    start: u64,
+    position: u64,
+    expected: EntryIndex,
+    sparse: Option<u64>,
+) -> Found {
     let at = usize::try_from(position - start).unwrap_or(usize::MAX);
-    let header = bytes.get(at..).and_then(|rest| EntryHeader::decode(rest).ok());
-    match header {
-        Some(header) if header.index >= expected => Found::Entry(EntryPlace::of(&header, position)),
-        _ => Found::Gap(position + ENTRY_ALIGN_BYTES as u64),
+    let rest = bytes.get(at..).unwrap_or_default();
+    if let Ok(header) = EntryHeader::decode(rest)
+        && header.index >= expected
+    {
+        return Found::Entry(EntryPlace::of(&header, position));
     }
+    if let Some(salt) = sparse
+        && let Ok(marker) = VacancyMarker::decode(rest)
+        && marker.salt == salt
+        && marker.vacancy.from_index >= expected
+    {
+        return Found::Vacancy(marker, position + MARKER_BYTES as u64);
+    }
+    Found::Gap(position + ENTRY_ALIGN_BYTES as u64)
 }
 
 /// Indexes the entries in `bytes`, which begin at `start` in the file, with `first` as the first index.
-pub(crate) fn walk(bytes: &[u8], start: u64, first: EntryIndex) -> SegmentIndex {
+pub(crate) fn walk(
+    bytes: &[u8],
+    start: u64,
+    first: EntryIndex,
+    sparse: Option<u64>,
+) -> SegmentIndex {
     let mut index = SegmentIndex::new(start);
     let end = start + bytes.len() as u64;
     let mut position = start;
     let mut expected = first;
     while position < end {
-        match find_entry(bytes, start, position, expected) {
+        match find_entry(bytes, start, position, expected, sparse) {
             Found::Entry(entry) => {
                 index.add(&entry);
                 position = entry.end();
                 expected = EntryIndex(entry.index.0 + 1);
+            }
+            Found::Vacancy(marker, after) => {
+                index.add_gap(position, after);
+                index.vacancies.push(marker.vacancy);
+                position = after;
+                expected = marker.vacancy.end_index;
             }
             Found::Gap(next) => {
                 index.add_gap(position, next.min(end));

@@ -21,6 +21,7 @@ use crate::error::AppendError;
 use crate::format::journal::Damage;
 use crate::format::manifest::SnapshotRef;
 use crate::format::names::MANIFEST_SLOTS;
+use crate::format::vacancy::Vacancy;
 use crate::recovered::RecoveredLog;
 use crate::sync::{AtomicU8, AtomicU64, Mutex, Ordering};
 
@@ -126,6 +127,8 @@ pub(crate) struct Body {
     pub(crate) floors: [EntryIndex; MANIFEST_SLOTS],
     /// Rising. Grows by at most one per unclean restart and lost group; trims shorten it.
     pub(crate) damages: Vec<Damage>,
+    /// Ranges between segments that are kept no longer. Rising; at most one more than there are segments.
+    pub(crate) vacancies: Vec<Vacancy>,
     /// Numbers below may have been used (classes without a sync only).
     pub(crate) reserved: End,
     /// A trim waits in the work queue.
@@ -163,6 +166,8 @@ pub struct Log {
 /// One segment, for retention and for people.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentInfo {
+    /// Number in its log.
+    pub seq: u64,
     /// First entry and its offset.
     pub base: End,
     /// One past the last entry, and the next offset.
@@ -173,6 +178,8 @@ pub struct SegmentInfo {
     pub last_time: TimestampMs,
     /// Nothing more will be appended to it.
     pub sealed: bool,
+    /// It holds a part of its entries.
+    pub sparse: bool,
 }
 
 impl LogInner {
@@ -201,6 +208,7 @@ impl LogInner {
             snapshots: Vec::new(),
             floors: [EntryIndex(0); MANIFEST_SLOTS],
             damages: Vec::new(),
+            vacancies: Vec::new(),
             reserved: zero,
             trim_queued: false,
             trimmed: EntryIndex(0),
@@ -242,6 +250,7 @@ impl LogInner {
             // process has written every slot once.
             floors: [released; MANIFEST_SLOTS],
             damages: log.damages.clone(),
+            vacancies: log.vacancies.clone(),
             reserved: log.reserved,
             trim_queued: false,
             trimmed: log.start.0,
@@ -434,11 +443,16 @@ impl Log {
         let ready = inner.ready.load();
         let old = inner.start.load();
         let start = (start.0.min(ready.0), start.1.min(ready.1));
+        // Nothing begins in a vacancy.
+        let vacancy = body.vacancies.iter().find(|vacancy| vacancy.holds_index(start.0));
+        let start = vacancy.map_or(start, |vacancy| (vacancy.end_index, vacancy.end_offset));
         if start.0 <= old.0 && start.1 <= old.1 {
             return;
         }
         inner.start.store((start.0.max(old.0), start.1.max(old.1)));
         body.damages.retain(|damage| damage.end_index > start.0);
+        let start = inner.start.load().0;
+        body.vacancies.retain(|vacancy| vacancy.end_index > start);
         if !body.trim_queued {
             body.trim_queued = true;
             inner.shared.queue.order(Order::Trim(Arc::clone(inner)));
@@ -452,11 +466,13 @@ impl Log {
         let info = |segment: &Arc<Segment>| {
             let end = segment.end();
             SegmentInfo {
+                seq: segment.facts.seq,
                 base: segment.facts.base,
                 end: end.end,
                 bytes: segment.facts.file_len,
                 last_time: end.last_time,
                 sealed: end.sealed,
+                sparse: segment.facts.sparse,
             }
         };
         body.segments.iter().map(info).collect()

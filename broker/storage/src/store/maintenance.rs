@@ -1,6 +1,6 @@
 //! Checkpoints and everything else that need not happen on the I/O thread.
 //!
-//! Owns the manifest slots, the packs and the page cache window. Takes the writer's lock only to copy
+//! Owns the manifest slots, the packs, the page cache window and the rewrite that is under way. Takes the writer's lock only to copy
 //! what a checkpoint must know and to hand back what it freed, so that groups go on while it syncs.
 //!
 //! A checkpoint (rules 7 and 8): copy the state between two groups; write footers of sealed segments;
@@ -18,6 +18,7 @@ use postrider_protocol::types::{Durability, EntryIndex, TimestampMs};
 use super::cursor::End;
 use super::journal::create_file;
 use super::log::LogInner;
+use super::rewrite::{Progress, Rewrite};
 use super::segment::Segment;
 use super::shared::{Order, Shared};
 use super::snapshots::{KEPT, write_pack};
@@ -33,6 +34,10 @@ use crate::sync::Ordering;
 
 /// Free journal files kept for the next switches; more are removed when the disk is short.
 const SPARE_JOURNAL_FILES: usize = 2;
+
+/// Bytes copied in one step of a rewrite, and steps in one run of maintenance.
+const REWRITE_BYTES_PER_STEP: u64 = 8 << 20;
+const REWRITES_PER_RUN: usize = 4;
 
 /// See the module.
 pub(crate) struct Maintenance {
@@ -51,6 +56,8 @@ pub(crate) struct Maintenance {
     /// Sealed and synced segments, oldest first, whose pages are still in the cache.
     hot: VecDeque<(Weak<Segment>, u64)>,
     hot_bytes: u64,
+    /// The segment that is being written again.
+    rewriting: Option<Rewrite>,
     closed: bool,
 }
 
@@ -75,6 +82,7 @@ impl Maintenance {
             checkpointed: None,
             hot: VecDeque::new(),
             hot_bytes: 0,
+            rewriting: None,
             closed: false,
         }
     }
@@ -111,6 +119,7 @@ impl Maintenance {
                 done |= self.checkpoint(store, now, Stop::No)?;
             }
         }
+        done |= self.rewrite(shared).map_err(doing("writing a segment again"))?;
         self.cool(shared)?;
         done |= self.remove_surplus(store)?;
         self.make_spare_journal(store)?;
@@ -135,6 +144,35 @@ impl Maintenance {
             shared.fail(doing, &error);
         }
         self.closed = true;
+    }
+
+    /// Writes segments again, about so much of them that a checkpoint need not wait long.
+    fn rewrite(&mut self, shared: &Shared) -> io::Result<bool> {
+        let mut done = false;
+        for _ in 0..REWRITES_PER_RUN {
+            let mut rewrite = match self.rewriting.take() {
+                Some(rewrite) => rewrite,
+                None => {
+                    let Some(asked) = shared.rewrites.take() else { break };
+                    done = true;
+                    let Some(rewrite) = Rewrite::begin(asked, shared)? else { continue };
+                    rewrite
+                }
+            };
+            done = true;
+            match rewrite.step(REWRITE_BYTES_PER_STEP, shared)? {
+                Progress::More => {
+                    self.rewriting = Some(rewrite);
+                    break;
+                }
+                Progress::Copied => rewrite.finish(shared)?,
+                why @ (Progress::Damaged | Progress::Gone) => rewrite.give_up(shared, why),
+            }
+        }
+        if self.rewriting.is_some() || !shared.rewrites.is_empty() {
+            shared.maintenance_bell.ring();
+        }
+        Ok(done)
     }
 
     fn write_snapshots(&mut self, shared: &Shared) -> Result<bool, Failure> {
@@ -387,6 +425,7 @@ fn cover(log: &Arc<LogInner>) -> Option<Covered> {
         segments,
         snapshots: body.snapshots.iter().map(|snapshot| snapshot.at).collect(),
         damages: body.damages.clone(),
+        vacancies: body.vacancies.clone(),
     };
     drop(body);
     Some(Covered { log: Arc::clone(log), entry, floor })

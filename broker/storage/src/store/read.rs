@@ -11,6 +11,7 @@ use bytes::Bytes;
 use postrider_protocol::entry::{Entry, EntryHeader, split_entry};
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
+use super::cursor::End;
 use super::hold::Hold;
 use super::index::{EntryPlace, Found, SegmentIndex, find_entry};
 use super::log::{Log, usize_of};
@@ -78,13 +79,24 @@ struct Span {
     next: Offset,
 }
 
+impl Span {
+    /// Ends where what follows is kept no longer: the next entry is behind that.
+    fn before(mut self, vacancy: Option<End>) -> Self {
+        if let Some((index, offset)) = vacancy {
+            self.next_index = self.next_index.min(index);
+            self.next = self.next.min(offset);
+        }
+        self
+    }
+}
+
 impl Log {
     /// Messages from the entry that holds `from` up to `until` (the high watermark), about `max_bytes`
     /// of them but at least one entry, as slices of a mapped segment. Empty when `from` is not below
-    /// `until`. A run ends at the end of a segment: ask again from `next`.
+    /// `until`. A run ends at the end of a segment and before a vacancy: ask again from `next`.
     ///
     /// # Errors
-    /// Below the start of the log; in a damaged range; or the device's.
+    /// Below the start of the log; in a damaged or a vacant range; or the device's.
     pub fn read(
         &self,
         from: Offset,
@@ -96,42 +108,41 @@ impl Log {
             return Ok(ReadRun { first: from, next: from, resident: true, ..ReadRun::default() });
         }
         loop {
-            let (segment, until) = self.find_segment(from, until)?;
+            let (segment, damage) = self.find_segment(from)?;
             let map = match segment.map(&self.inner.shared.files) {
                 Ok(map) => map,
                 // Trimmed meanwhile: the start of the log has moved, so this ends.
                 Err(MapError::Retired) => continue,
                 Err(MapError::Io(error)) => return Err(ReadError::Io(error.to_string())),
             };
-            return read_segment(&segment, &map, from, until, max_bytes);
+            return read_segment(&segment, &map, from, (until, damage), max_bytes);
         }
     }
 
-    /// The segment with the message, and `until` cut at the next damage.
-    fn find_segment(
-        &self,
-        from: Offset,
-        until: Offset,
-    ) -> Result<(Arc<Segment>, Offset), ReadError> {
+    /// The segment with the message, and where the next damage begins.
+    fn find_segment(&self, from: Offset) -> Result<(Arc<Segment>, Option<End>), ReadError> {
         let body = self.inner.body.lock();
         let log_start = self.inner.start.load();
         if from < log_start.1 {
             return Err(ReadError::BelowStart { log_start });
         }
-        let mut until = until;
+        let mut next_damage = None;
         for damage in &body.damages {
             if (damage.from_offset..damage.end_offset).contains(&from) {
                 return Err(ReadError::Damaged(*damage));
             }
-            if damage.from_offset > from {
-                until = until.min(damage.from_offset);
+            if damage.from_offset > from && next_damage.is_none() {
+                next_damage = Some((damage.from_index, damage.from_offset));
             }
+        }
+        if let Some(vacancy) = body.vacancies.iter().find(|vacancy| vacancy.holds_offset(from)) {
+            return Err(ReadError::Vacant(*vacancy));
         }
         let after = body.segments.partition_point(|segment| segment.facts.base.1 <= from);
         // Segments that hold state alone begin at the same offset as the next one.
         let holding = body.segments.iter().take(after).rev().find(|segment| segment.contains(from));
         match holding {
-            Some(segment) => Ok((Arc::clone(segment), until)),
+            Some(segment) => Ok((Arc::clone(segment), next_damage)),
             None => Err(ReadError::Io(format!("no segment holds offset {from}"))),
         }
     }
@@ -141,7 +152,7 @@ impl Log {
     /// kept.
     ///
     /// # Errors
-    /// The entry is not kept any more; it is damaged; or the device's.
+    /// The entry is not kept any more; it is damaged or in a vacant range; or the device's.
     pub fn entries(
         &self,
         from: EntryIndex,
@@ -191,6 +202,9 @@ impl Log {
                 return Err(ReadError::Damaged(*damage));
             }
         }
+        if let Some(vacancy) = body.vacancies.iter().find(|vacancy| vacancy.holds_index(index)) {
+            return Err(ReadError::Vacant(*vacancy));
+        }
         let after = body.segments.partition_point(|segment| segment.facts.base.0 <= index);
         let found = after.checked_sub(1).and_then(|at| body.segments.get(at));
         match found {
@@ -228,19 +242,23 @@ fn read_segment(
     segment: &Arc<Segment>,
     map: &Hold,
     from: Offset,
-    until: Offset,
+    (until, damage): (Offset, Option<End>),
     max_bytes: usize,
 ) -> Result<ReadRun, ReadError> {
+    if !segment.state.lock().index.is_whole() {
+        segment.load_index(map);
+    }
     let span = {
         let state = segment.state.lock();
-        if state.index.is_whole() {
-            find_span(&state.index, &state.end, map, from, until, max_bytes)
-        } else {
-            drop(state);
-            segment.load_index(map);
-            let state = segment.state.lock();
-            find_span(&state.index, &state.end, map, from, until, max_bytes)
+        if let Some(vacancy) = state.index.vacancy_at(from) {
+            return Err(ReadError::Vacant(*vacancy));
         }
+        let vacancy = state.index.vacancy_after(from);
+        let vacancy = vacancy.map(|vacancy| (vacancy.from_index, vacancy.from_offset));
+        let stops = [vacancy, damage].into_iter().flatten();
+        let until = stops.fold(until, |until, stop| until.min(stop.1));
+        let span = find_span(&state.index, &state.end, map, from, until, max_bytes);
+        span.map(|span| span.before(vacancy))
     };
     let span = span.ok_or_else(|| {
         ReadError::Io(format!("segment file {}: offset {from} not found", segment.facts.file))
@@ -424,9 +442,22 @@ fn read_entries(
     let bytes = map.slice(position..end);
     let start = position;
     let mut expected = EntryIndex(0);
+    let sparse = segment.facts.marker_salt();
     while position < end && *next < until {
-        let place = match find_entry(&bytes, start, position, expected) {
+        let place = match find_entry(&bytes, start, position, expected, sparse) {
             Found::Entry(place) => place,
+            Found::Vacancy(marker, after) => {
+                let vacancy = marker.vacancy;
+                if vacancy.holds_index(*next) {
+                    return Err(ReadError::Vacant(vacancy));
+                }
+                if vacancy.from_index > *next {
+                    return Err(lost(*next, (vacancy.from_index, vacancy.from_offset)));
+                }
+                expected = vacancy.end_index;
+                position = after;
+                continue;
+            }
             Found::Gap(after) => {
                 position = after;
                 continue;
@@ -439,12 +470,7 @@ fn read_entries(
         }
         if place.index > *next {
             // What should be here is damaged, and what comes is behind it.
-            return Err(ReadError::Damaged(Damage {
-                from_index: *next,
-                end_index: place.index,
-                from_offset: place.offset,
-                end_offset: place.offset,
-            }));
+            return Err(lost(*next, (place.index, place.offset)));
         }
         let len = usize_of(place.len);
         let mut rest = bytes.slice(usize_of(place.position - start)..);
@@ -456,6 +482,12 @@ fn read_entries(
         }
     }
     Ok(())
+}
+
+/// What should be between is damaged.
+fn lost(from: EntryIndex, (end_index, offset): (EntryIndex, Offset)) -> ReadError {
+    let (from_offset, end_offset) = (offset, offset);
+    ReadError::Damaged(Damage { from_index: from, end_index, from_offset, end_offset })
 }
 
 /// The first message of a segment that was appended at `time` or later.

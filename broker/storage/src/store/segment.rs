@@ -5,7 +5,7 @@
 //! ready end. Handles and mappings are opened when needed and closed again, the longest unused first.
 //!
 //! ```text
-//! open --roll--> sealed --trim, drop--> retired --last slice gone--> the file may be reused
+//! open --roll--> sealed --trim, drop, thin--> retired --last slice gone--> the file may be reused
 //! ```
 
 use std::io;
@@ -24,7 +24,7 @@ use crate::format::manifest::ManifestSegment;
 use crate::format::names;
 use crate::format::segment::{ENTRIES_START, SegmentFooter, SegmentHeader};
 use crate::format::{SECTOR_U64, sector_ceil};
-use crate::sync::{AtomicBool, Mutex, Ordering};
+use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
 
 /// What never changes about a segment.
 #[derive(Clone, Copy, Debug)]
@@ -36,6 +36,8 @@ pub(crate) struct SegmentFacts {
     pub(crate) base: End,
     /// Header crc of the entry before the first one.
     pub(crate) base_chain_crc: u32,
+    /// It holds a part of its entries, and markers in place of the others.
+    pub(crate) sparse: bool,
 }
 
 impl SegmentFacts {
@@ -49,7 +51,13 @@ impl SegmentFacts {
             salt: self.salt,
             base_index: self.base.0,
             base_offset: self.base.1,
+            sparse: self.sparse,
         }
+    }
+
+    /// By which its markers are known, if it has any.
+    pub(crate) fn marker_salt(&self) -> Option<u64> {
+        self.sparse.then_some(self.salt)
     }
 }
 
@@ -97,6 +105,10 @@ pub(crate) struct Segment {
     pub(crate) cold: AtomicBool,
     handle_used: AtomicBool,
     map_used: AtomicBool,
+    /// Somebody is about to give it up or to write it again in part.
+    pub(crate) thinning: AtomicBool,
+    /// Its messages that were live when it was found not worth to be written again.
+    pub(crate) declined: AtomicU64,
 }
 
 /// What opening files and mappings needs.
@@ -139,6 +151,7 @@ impl Segment {
             salt: at.salt,
             base: (at.base_index, at.base_offset),
             base_chain_crc: at.base_chain_crc,
+            sparse: at.sparse,
         };
         let end = SegmentEnd {
             end: (at.end_index, at.end_offset),
@@ -167,7 +180,14 @@ impl Segment {
             cold: AtomicBool::new(false),
             handle_used: AtomicBool::new(false),
             map_used: AtomicBool::new(false),
+            thinning: AtomicBool::new(false),
+            declined: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// A part of another one, in a file of its own that is being written.
+    pub(crate) fn sparse(facts: SegmentFacts, end: SegmentEnd, handle: Arc<dyn DiskFile>) -> Self {
+        Self::with(facts, end, SegmentIndex::new(end.position), Some(handle))
     }
 
     pub(crate) fn end(&self) -> SegmentEnd {
@@ -180,6 +200,7 @@ impl Segment {
         ManifestSegment {
             file: self.facts.file,
             sealed: end.sealed,
+            sparse: self.facts.sparse,
             seq: self.facts.seq,
             salt: self.facts.salt,
             base_index: self.facts.base.0,
@@ -325,10 +346,12 @@ impl Segment {
             }
             (state.end, state.index.from)
         };
-        let loaded = if end.sealed && from == end.position { self.footer(map, &end) } else { None };
+        // A footer knows no vacancies, and a sparse segment is short.
+        let footed = end.sealed && from == end.position && !self.facts.sparse;
+        let loaded = if footed { self.footer(map, &end) } else { None };
         let before = loaded.unwrap_or_else(|| {
             let bytes = map.window(ENTRIES_START..from);
-            walk(&bytes, ENTRIES_START, self.facts.base.0)
+            walk(&bytes, ENTRIES_START, self.facts.base.0, self.facts.marker_salt())
         });
         let mut state = self.state.lock();
         if state.index.from == from {
@@ -358,7 +381,7 @@ impl Segment {
     pub(crate) fn make_footer(&self) -> Option<(u64, Vec<u8>)> {
         let state = self.state.lock();
         let SegmentState { end, index } = &*state;
-        if !end.sealed || !index.is_whole() {
+        if !end.sealed || !index.is_whole() || self.facts.sparse {
             return None;
         }
         let at = sector_ceil(end.position);

@@ -15,6 +15,7 @@ use super::segment::Files;
 use super::snapshots::SnapshotQueue;
 use super::space::Space;
 use super::stats::Counters;
+use super::thin::{Thin, ThinQueue};
 use crate::error::StoreError;
 use crate::options::StoreOptions;
 use crate::sync::{AtomicBool, AtomicU64, Mutex, Ordering};
@@ -25,6 +26,8 @@ pub(crate) enum Order {
     Trim(Arc<LogInner>),
     /// The log was dropped.
     Drop(Arc<LogInner>),
+    /// A segment is kept no longer, or in part.
+    Thin(Thin),
 }
 
 /// See the module.
@@ -47,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) checkpoint_wanted: AtomicBool,
     pub(crate) maintenance_bell: Bell,
     pub(crate) snapshots: SnapshotQueue,
+    pub(crate) rewrites: ThinQueue,
     pub(crate) observer: Mutex<Option<Arc<dyn StoreObserver>>>,
     pub(crate) counters: Counters,
 }

@@ -169,7 +169,8 @@ fn keep(log: &LogInner, at: SnapshotRef) {
         return;
     }
     let mut body = log.body.lock();
-    if body.snapshots.last().is_some_and(|last| last.at.index >= at.index) {
+    // A second one of the same state is as good as any two.
+    if body.snapshots.last().is_some_and(|last| last.at.index > at.index) {
         return;
     }
     body.snapshots.push(KeptSnapshot { at, durable: false });

@@ -116,6 +116,12 @@ counters! {
     segment_files_recycled,
     /// Segment files removed.
     segment_files_removed,
+    /// Segments given up although older ones stay.
+    segments_vacated,
+    /// Segments written again with what is live of them.
+    segments_rewritten,
+    /// Bytes written for that.
+    rewritten_bytes,
     /// Snapshots written.
     snapshots,
     /// Times that a log had to wait for space.

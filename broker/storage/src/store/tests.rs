@@ -4,6 +4,7 @@ mod append;
 mod failure;
 mod maintenance;
 mod reopen;
+mod thin;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -417,14 +417,14 @@ impl Writer {
 
     /// Hands the files over that a record of the synced group released (rule 8).
     fn release(&mut self, shared: &Shared, release: &Release) {
-        let mut body = release.log.body.lock();
-        let count = release.segments.min(body.segments.len());
-        let released: Vec<Arc<Segment>> = body.segments.drain(..count).collect();
-        drop(body);
+        let released = match release {
+            Release::Front { log, last_seq, .. } => log.body.lock().release_front(*last_seq),
+            Release::Thinned(thin) => thin.take_effect(),
+        };
         for segment in &released {
             shared.pool.release(segment);
         }
-        if release.dropped {
+        if matches!(release, Release::Front { dropped: true, .. }) {
             self.dirty.retain(|segment| !released.iter().any(|gone| Arc::ptr_eq(gone, segment)));
         }
         if !released.is_empty() && !self.stalled.is_empty() {

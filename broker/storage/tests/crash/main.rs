@@ -5,6 +5,7 @@
 
 mod model;
 mod mutant;
+mod sparse;
 mod workload;
 
 use std::collections::BTreeMap;
@@ -226,13 +227,24 @@ fn recovery_on_a_full_disk_says_so_or_succeeds_and_loses_nothing() {
 /// One seeded life of a data directory: several workloads, each ended by a crash, a failing disk or a
 /// clean stop.
 fn random_case(seed: u64, bug: Bug) -> Result<u64, String> {
+    let (_run, acked) = life_case(seed, bug, random_script, 150)?;
+    Ok(acked)
+}
+
+/// The same with other scripts, and what is wrong within so many operations of each.
+fn life_case(
+    seed: u64,
+    bug: Bug,
+    script: fn(u64) -> Vec<Action>,
+    operations: u64,
+) -> Result<(Run, u64), String> {
     let mut random = SimRandom::new(seed);
     let mut run = Run::new(seed, bug);
     expect_open(&run.open(Allow::PowerLoss)?)?;
     let mut acked = 0;
     for life in 0..1 + random.below(4) {
-        let actions = random_script(seed * 8 + life);
-        let at = run.disk.operations() + 1 + random.below(150);
+        let actions = script(seed * 8 + life);
+        let at = run.disk.operations() + 1 + random.below(operations);
         let mut plan = FaultPlan::default();
         let mut failing = false;
         match random.below(8) {
@@ -275,7 +287,7 @@ fn random_case(seed: u64, bug: Bug) -> Result<u64, String> {
         expect_open(&run.open(allowed)?)?;
         acked += run.model.acked();
     }
-    Ok(acked)
+    Ok((run, acked))
 }
 
 /// A life whose cache holds what the disk has lost: entries that D proves and only the journal holds
@@ -431,6 +443,9 @@ fn bug_case(seed: u64, bug: Bug) -> Result<(), String> {
     let caught = std::panic::catch_unwind(|| match bug {
         Bug::CutBelowWatermark => rot_case(seed, bug),
         Bug::SkipEqual => lost_pages_case(seed, bug).map(|_| ()),
+        Bug::SparseUnsynced | Bug::ThinUnsynced | Bug::LiveLeftOut | Bug::ChainNotRestarted => {
+            sparse::sparse_case(seed, bug).map(|_| ())
+        }
         _ => random_case(seed, bug).map(|_| ()),
     });
     caught.unwrap_or_else(|_| Err("panicked".to_string()))

@@ -4,12 +4,12 @@
 //! unchanged, or (only where that is allowed) reported; nothing appears that was never appended; numbers
 //! that somebody saw are never used twice.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use postrider_protocol::entry::{Entry, EntryKind, EntryViews};
 use postrider_protocol::types::{Durability, EntryIndex, Offset};
-use postrider_storage::{Damage, Log, LogKey, OpenedLog, ReadError};
+use postrider_storage::{Damage, Log, LogKey, OpenedLog, ReadError, Vacancy};
 
 /// What a recovery may do besides keeping everything that was acknowledged.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,6 +41,8 @@ pub(crate) struct Life {
     ready: (u64, u64),
     /// Where the last recovery left the log: before that `durable_end` says nothing new.
     recovered: u64,
+    /// Entries that nobody needs any more: they may be there or vacant.
+    settled: BTreeSet<u64>,
     /// Starts that were asked for; the last is the newest. The first may be durable or not.
     starts: Vec<u64>,
     /// Every state that was written for an index: any of them may be the one that is kept.
@@ -59,6 +61,7 @@ impl Life {
             acked: 0,
             ready: (0, 0),
             recovered: 0,
+            settled: BTreeSet::new(),
             starts: vec![0],
             snapshots: BTreeMap::new(),
             snapshot_durable: None,
@@ -84,6 +87,14 @@ struct Found {
     entries: BTreeMap<u64, Entry>,
     /// Ranges that reads answered with an error.
     lost: Vec<(u64, u64)>,
+    /// Ranges that are said to be kept no longer.
+    vacant: Vec<Vacancy>,
+}
+
+impl Found {
+    fn is_vacant(&self, index: u64) -> bool {
+        self.vacant.iter().any(|vacancy| vacancy.holds_index(EntryIndex(index)))
+    }
 }
 
 impl Model {
@@ -118,6 +129,11 @@ impl Model {
         if start.0 > *life.starts.last().expect("never empty") {
             life.starts.push(start.0);
         }
+    }
+
+    /// Entries need not be kept any longer.
+    pub(crate) fn settle(&mut self, key: LogKey, entries: impl Iterator<Item = u64>) {
+        self.life(key).settled.extend(entries);
     }
 
     pub(crate) fn drop_asked(&mut self, key: LogKey) {
@@ -268,7 +284,7 @@ fn verify_life(life: &Life, found: &OpenedLog, allow: Allow) -> Result<(), Strin
 
 /// Reads every entry; errors become lost ranges.
 fn read_entries(log: &Log, start: u64, end: u64, allow: Allow) -> Result<Found, String> {
-    let mut found = Found { entries: BTreeMap::new(), lost: Vec::new() };
+    let mut found = Found { entries: BTreeMap::new(), lost: Vec::new(), vacant: Vec::new() };
     let mut next = start;
     while next < end {
         match log.entries(EntryIndex(next), EntryIndex(end), 16 << 10) {
@@ -299,6 +315,13 @@ fn read_entries(log: &Log, start: u64, end: u64, allow: Allow) -> Result<Found, 
                 found.lost.push((next, damage.end_index.0));
                 next = damage.end_index.0;
             }
+            Err(ReadError::Vacant(vacancy)) => {
+                if !vacancy.holds_index(EntryIndex(next)) {
+                    return Err(format!("entry {next} is said to lie in {vacancy:?}"));
+                }
+                found.vacant.push(vacancy);
+                next = vacancy.end_index.0;
+            }
             Err(ReadError::Io(_)) if allow == Allow::Rot => {
                 // An error is a report: nothing false was served.
                 found.lost.push((next, next + 1));
@@ -326,6 +349,12 @@ fn verify_kept(
     };
     for index in life.written.keys().copied().filter(|index| (start..required).contains(index)) {
         if found.entries.contains_key(&index) {
+            continue;
+        }
+        if found.is_vacant(index) {
+            if !life.settled.contains(&index) {
+                return Err(format!("entry {index} is live and said to be kept no longer"));
+            }
             continue;
         }
         let known = |damage: &&Damage| (damage.from_index.0..damage.end_index.0).contains(&index);
@@ -371,6 +400,12 @@ fn verify_links(
     for (index, entry) in &found.entries {
         if *index != next {
             before = None;
+            let here = |vacancy: &&Vacancy| vacancy.end_index.0 == *index;
+            if let Some(vacancy) = found.vacant.iter().find(here)
+                && entry.header.base_offset != vacancy.end_offset
+            {
+                return Err(format!("offsets moved behind {vacancy:?}: entry {index}"));
+            }
         }
         if let Some(before) = before {
             let header = &entry.header;
@@ -393,6 +428,7 @@ fn verify_links(
     let covered = |index: u64| {
         found.entries.contains_key(&index)
             || found.lost.iter().any(|(from, to)| (*from..*to).contains(&index))
+            || found.is_vacant(index)
     };
     let last = found.entries.keys().next_back().map_or(start, |last| last + 1);
     match (start..last.max(start)).chain(last..end.min(last + 1)).find(|index| !covered(*index)) {
@@ -412,6 +448,7 @@ fn verify_messages(log: &Log, found: &Found, allow: Allow) -> Result<(), String>
                 if run.next <= from {
                     return Err(format!("no progress at offset {from}"));
                 }
+                let mut at = run.first;
                 for slice in &run.slices {
                     for view in EntryViews::new(slice) {
                         let Ok(view) = view else {
@@ -420,14 +457,28 @@ fn verify_messages(log: &Log, found: &Found, allow: Allow) -> Result<(), String>
                             }
                             return Err(format!("a run at offset {from} holds no entries"));
                         };
+                        if view.header.base_offset != at && found.lost.is_empty() {
+                            return Err(format!("a run passes over offset {at}"));
+                        }
+                        at = view.header.end_offset();
                         if view.check_body().is_ok() {
                             seen.insert(view.header.index.0, view.header.header_crc);
                         }
                     }
                 }
+                // Behind damage of a class without sync the next entry begins further on.
+                if at != run.next && allow != Allow::Rot && found.lost.is_empty() {
+                    return Err(format!("a run ends at offset {at} and says {}", run.next));
+                }
                 from = run.next;
             }
             Err(ReadError::Damaged(damage)) => from = damage.end_offset,
+            Err(ReadError::Vacant(vacancy)) => {
+                if !vacancy.holds_offset(from) {
+                    return Err(format!("offset {from} is said to lie in {vacancy:?}"));
+                }
+                from = vacancy.end_offset;
+            }
             Err(_) if allow == Allow::Rot => from = Offset(from.0 + 1),
             Err(error) => return Err(format!("reading offset {from}: {error}")),
         }
@@ -470,6 +521,7 @@ fn adopt(life: &mut Life, opened: &OpenedLog) -> Result<(), String> {
     let kept = read_entries(log, start.0.0, end.0.0, Allow::Rot)?.entries;
     life.written.retain(|index, _| *index < start.0.0 || kept.contains_key(index));
     life.written.retain(|index, _| *index < end.0.0);
+    life.settled.retain(|index| *index < end.0.0);
     life.recovered = end.0.0;
     life.ready = (end.0.0, end.1.0);
     life.acked = if life.is_volatile() { 0 } else { end.0.0 };

@@ -5,19 +5,21 @@
 //! bytes turns the real store into the broken one. Formats are public, hence a field can be changed in what
 //! is written and checksummed again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::io::IoSlice;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use postrider_protocol::entry::EntryHeader;
 use postrider_storage::disk::{DiskFile, DiskMap};
 use postrider_storage::format::journal::{GroupHeader, GroupTrailer, Record, decode_records};
 use postrider_storage::format::manifest::Manifest;
-use postrider_storage::format::segment::{FrameHeader, FrameTrailer, SegmentHeader};
+use postrider_storage::format::segment::{ENTRIES_START, FrameHeader, FrameTrailer, SegmentHeader};
+use postrider_storage::format::vacancy::{MARKER_BYTES, VacancyMarker};
 use postrider_storage::format::{SECTOR, SECTOR_U64};
-use postrider_storage::{Disk, OpenMode, SimDisk};
+use postrider_storage::{Disk, OpenMode, SimDisk, Vacancy};
 
 /// What the store does at the moment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -62,6 +64,14 @@ pub(crate) enum Bug {
     RetryFailedSync,
     /// Releases files before the Trim or Drop is synced.
     OrdersUnsynced,
+    /// Names a sparse segment before its file is synced.
+    SparseUnsynced,
+    /// Releases the file of a segment that is given up before the record is synced.
+    ThinUnsynced,
+    /// Leaves an entry out of a sparse segment that is live.
+    LiveLeftOut,
+    /// Does not know to what the entry behind a marker links.
+    ChainNotRestarted,
 }
 
 /// Kinds of files, by their path.
@@ -96,6 +106,10 @@ struct State {
     phase: AtomicU8,
     /// The last journal group holds a Trim or Drop and nothing else that needs a sync.
     orders_only: AtomicBool,
+    /// The same of Vacate and Replace.
+    thins_only: AtomicBool,
+    /// Files that are sparse segments now.
+    sparse: Mutex<BTreeSet<String>>,
     moved: Moved,
 }
 
@@ -139,6 +153,9 @@ impl State {
             Bug::OrdersUnsynced => {
                 run && kind == Kind::Journal && self.orders_only.load(Ordering::Relaxed)
             }
+            Bug::ThinUnsynced => {
+                run && kind == Kind::Journal && self.thins_only.load(Ordering::Relaxed)
+            }
             _ => false,
         }
     }
@@ -150,6 +167,8 @@ impl Mutant {
             bug,
             phase: AtomicU8::new(Phase::Open as u8),
             orders_only: AtomicBool::new(false),
+            thins_only: AtomicBool::new(false),
+            sparse: Mutex::default(),
             moved,
         };
         Arc::new(Self { inner, state: Arc::new(state) })
@@ -167,7 +186,8 @@ impl Disk for Mutant {
             return Ok(inner);
         }
         let kind = kind_of(path);
-        Ok(Arc::new(MutantFile { inner, kind, state: Arc::clone(&self.state) }))
+        let (path, state) = (path.to_string(), Arc::clone(&self.state));
+        Ok(Arc::new(MutantFile { inner, kind, path, state }))
     }
 
     fn remove(&self, path: &str) -> io::Result<()> {
@@ -222,6 +242,7 @@ impl Mutant {
 struct MutantFile {
     inner: Arc<dyn DiskFile>,
     kind: Kind,
+    path: String,
     state: Arc<State>,
 }
 
@@ -251,6 +272,9 @@ impl DiskFile for MutantFile {
         if self.kind == Kind::Manifest {
             bytes = self.rewrite_manifest(bytes);
         }
+        if self.kind == Kind::Segment {
+            self.rewrite_sparse(offset, &mut bytes);
+        }
         for sector in aligned(offset, &mut bytes).chunks_exact_mut(SECTOR) {
             self.rewrite_sector(sector);
         }
@@ -266,7 +290,8 @@ impl DiskFile for MutantFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        if self.state.swallows_sync(self.kind) {
+        let early = self.state.bug == Bug::SparseUnsynced && self.is_sparse();
+        if early || self.state.swallows_sync(self.kind) {
             return Ok(());
         }
         let result = self.inner.sync();
@@ -293,6 +318,53 @@ impl MutantFile {
         let orders =
             |record: &Record<'_>| matches!(record, Record::Trim { .. } | Record::Drop { .. });
         self.state.orders_only.store(records.iter().all(orders), Ordering::Relaxed);
+        let thins =
+            |record: &Record<'_>| matches!(record, Record::Vacate { .. } | Record::Replace { .. });
+        self.state.thins_only.store(records.iter().all(thins), Ordering::Relaxed);
+    }
+
+    fn is_sparse(&self) -> bool {
+        self.state.sparse.lock().unwrap_or_else(PoisonError::into_inner).contains(&self.path)
+    }
+
+    /// Follows which files are sparse, and changes what is written to them.
+    fn rewrite_sparse(&self, offset: u64, bytes: &mut [u8]) {
+        if offset == 0
+            && let Ok(header) = SegmentHeader::decode(bytes)
+        {
+            let mut sparse = self.state.sparse.lock().unwrap_or_else(PoisonError::into_inner);
+            if header.sparse {
+                sparse.insert(self.path.clone());
+                drop(sparse);
+                self.spoil(header.salt, bytes);
+            } else {
+                sparse.remove(&self.path);
+            }
+        }
+    }
+
+    /// The whole of a sparse segment is written at once in these runs.
+    fn spoil(&self, salt: u64, bytes: &mut [u8]) {
+        let start = usize::try_from(ENTRIES_START).expect("4096 fits");
+        for at in (start..bytes.len()).step_by(8) {
+            let marker = VacancyMarker::decode(&bytes[at..]).ok();
+            let entry = EntryHeader::decode(&bytes[at..]).ok();
+            match (self.state.bug, marker, entry) {
+                (Bug::ChainNotRestarted, Some(marker), _) => {
+                    let marker = VacancyMarker { chain_crc: marker.chain_crc ^ 2, ..marker };
+                    bytes[at..at + MARKER_BYTES].copy_from_slice(&marker.encode());
+                }
+                (Bug::LiveLeftOut, _, Some(entry)) => {
+                    let from = (entry.index, entry.base_offset);
+                    let vacancy = Vacancy::new(from, (entry.next_index(), entry.end_offset()));
+                    let marker = VacancyMarker { salt, vacancy, chain_crc: entry.header_crc };
+                    bytes[at..at + entry.total_len as usize].fill(0);
+                    bytes[at..at + MARKER_BYTES].copy_from_slice(&marker.encode());
+                    return;
+                }
+                _ => {}
+            }
+        }
     }
 
     fn rewrite_manifest(&self, bytes: Vec<u8>) -> Vec<u8> {

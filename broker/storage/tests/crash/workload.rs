@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::types::{
-    Durability, EntryIndex, LeaderEpoch, PartitionId, TimestampMs, TopicId,
+    Durability, EntryIndex, LeaderEpoch, Offset, PartitionId, TimestampMs, TopicId,
 };
 use postrider_storage::disk_sim::{CrashKind, FaultPlan, SimRandom};
 use postrider_storage::{
-    AppendError, Disk, Log, LogKey, NewEntry, OpenError, SimDisk, Store, StoreOptions,
+    AppendError, Disk, Keep, Log, LogKey, NewEntry, OpenError, SegmentInfo, SimDisk, Store,
+    StoreOptions, StoreStats,
 };
 
 use crate::model::{Allow, Model, NewFacts};
@@ -76,6 +77,17 @@ pub(crate) enum Action {
     Snapshot {
         log: u8,
     },
+    /// Nobody needs a sealed segment in the middle any more, the how many-th that may go.
+    Vacate {
+        log: u8,
+        nth: usize,
+    },
+    /// Nobody needs its entries any more but the first of each so many.
+    Rewrite {
+        log: u8,
+        nth: usize,
+        every: u64,
+    },
     Close,
 }
 
@@ -99,6 +111,90 @@ pub(crate) fn script() -> Vec<Action> {
     actions.extend([Append { log: 1, len: 200 }, Step, Append { log: 1, len: 2100 }, Step]);
     actions.extend([Append { log: 2, len: 90 }, Step, Append { log: 0, len: 40 }, Step, Step]);
     actions.push(Close);
+    actions
+}
+
+/// Segments in the middle go, in whole or in part, while the log goes on and another takes the files.
+pub(crate) fn sparse_script() -> Vec<Action> {
+    use Action::{
+        Append, Checkpoint, Close, Maintain, Rewrite, Snapshot, State, Step, Trim, Vacate,
+    };
+    let mut actions = Vec::new();
+    for round in 0..9 {
+        for _ in 0..10 {
+            actions.extend([Append { log: 0, len: 900 }, Append { log: 0, len: 70 }, Step]);
+        }
+        actions.extend([
+            State { log: 0 },
+            Append { log: 0, len: 3000 },
+            Append { log: 1, len: 90 },
+        ]);
+        actions.extend([Step, Snapshot { log: 0 }, Checkpoint]);
+        if round > 4 {
+            actions.extend([Rewrite { log: 0, nth: round % 3, every: 9 }, Maintain, Step]);
+        }
+        if round == 6 {
+            actions.extend([Vacate { log: 0, nth: 2 }, Step, Append { log: 1, len: 5000 }, Step]);
+            actions.extend([
+                Append { log: 1, len: 5000 },
+                Step,
+                Append { log: 1, len: 5000 },
+                Step,
+            ]);
+        }
+    }
+    actions.extend([Rewrite { log: 0, nth: 2, every: 5 }, Vacate { log: 0, nth: 3 }, Maintain]);
+    actions.extend([Step, Checkpoint, Append { log: 1, len: 4000 }, Step, Step]);
+    actions.extend([Vacate { log: 0, nth: 1 }, Step, Trim { log: 0, keep: 9 }, Step, Maintain]);
+    actions.extend([Append { log: 0, len: 70 }, Step, Close]);
+    actions
+}
+
+/// A seeded one: like [`sparse_script`], with everything else between.
+pub(crate) fn random_sparse_script(seed: u64) -> Vec<Action> {
+    let mut random = SimRandom::new(seed ^ 0x59_A2_5E);
+    let mut actions = Vec::new();
+    for _ in 0..4 + random.index(5) {
+        for _ in 0..2 + random.index(8) {
+            let log = u8::from(random.one_in(4));
+            let len = if random.one_in(4) { 2048 + random.index(2500) } else { random.index(900) };
+            actions.push(Action::Append { log, len: len + 1 });
+            if random.one_in(8) {
+                actions.push(Action::State { log });
+            }
+            if random.one_in(2) {
+                actions.push(Action::Step);
+            }
+        }
+        actions.extend([Action::Step, Action::Snapshot { log: 0 }, Action::Checkpoint]);
+        for _ in 0..random.index(4) {
+            let nth = random.index(5);
+            let every = 2 + random.below(12);
+            actions.push(match random.below(5) {
+                0..=1 => Action::Vacate { log: 0, nth },
+                2..=3 => Action::Rewrite { log: 0, nth, every },
+                _ => Action::Trim { log: 0, keep: 3 + random.below(20) },
+            });
+            if random.one_in(2) {
+                actions.extend([Action::Maintain, Action::Step]);
+            }
+        }
+        actions.extend([Action::Maintain, Action::Step]);
+    }
+    actions
+}
+
+/// A short one that ends with a vacancy and a sparse segment: for runs that are repeated per byte.
+pub(crate) fn small_sparse_script() -> Vec<Action> {
+    use Action::{Append, Checkpoint, Maintain, Rewrite, Snapshot, Step, Vacate};
+    let mut actions = Vec::new();
+    for _ in 0..14 {
+        actions.extend([Append { log: 0, len: 1900 }, Append { log: 0, len: 100 }, Step]);
+        actions.extend([Append { log: 0, len: 1900 }, Append { log: 0, len: 100 }, Step]);
+        actions.extend([Append { log: 0, len: 1900 }, Step, Snapshot { log: 0 }, Checkpoint]);
+    }
+    actions.extend([Rewrite { log: 0, nth: 1, every: 9 }, Maintain, Step]);
+    actions.extend([Vacate { log: 0, nth: 2 }, Step, Checkpoint, Step, Step]);
     actions
 }
 
@@ -150,6 +246,7 @@ pub(crate) struct Run {
     now: u64,
     nonce: u64,
     bug: Bug,
+    last_stats: StoreStats,
 }
 
 impl Run {
@@ -160,7 +257,9 @@ impl Run {
         let mutant = Mutant::new(disk.clone(), bug, Arc::clone(&moved));
         let model = Model::default();
         let logs = BTreeMap::new();
-        Self { disk, model, mutant, moved, store: None, logs, now: 1_000, nonce: 0, bug }
+        let last_stats = StoreStats::default();
+        let (now, nonce) = (1_000, 0);
+        Self { disk, model, mutant, moved, store: None, logs, now, nonce, bug, last_stats }
     }
 
     /// Opens the store and compares what is there with the model.
@@ -257,6 +356,19 @@ impl Run {
                 }
                 Ok(())
             }
+            Action::Vacate { log, nth } => {
+                if let Some((log, segment)) = self.thinnable(log, nth) {
+                    self.model.settle(log.key(), segment.base.0.0..segment.end.0.0);
+                    log.vacate(segment.seq);
+                }
+                Ok(())
+            }
+            Action::Rewrite { log, nth, every } => {
+                if let Some((log, segment)) = self.thinnable(log, nth) {
+                    self.rewrite(&log, &segment, every);
+                }
+                Ok(())
+            }
             Action::Close => {
                 self.mutant.enter(Phase::Run);
                 // A failure shows by what is there at the next open.
@@ -277,6 +389,40 @@ impl Run {
         self.mutant.enter(Phase::Run);
     }
 
+    /// The how many-th segment that may be given up, not the first.
+    fn thinnable(&self, log: u8, nth: usize) -> Option<(Log, SegmentInfo)> {
+        let log = self.logs.get(&log)?;
+        let floor = log.unneeded_below();
+        let segments = log.segments();
+        let last = segments.len().saturating_sub(1);
+        let fits = |segment: &&SegmentInfo| segment.sealed && segment.end.0 <= floor;
+        let mut fitting = segments[..last].iter().skip(1).filter(fits);
+        fitting.nth(nth % 4).map(|segment| (log.clone(), *segment))
+    }
+
+    /// Every so many-th entry is kept: odd ones for their messages, even ones by their index.
+    fn rewrite(&mut self, log: &Log, segment: &SegmentInfo, every: u64) {
+        let range = segment.base.0.0..segment.end.0.0;
+        let mut keep = Keep::default();
+        let mut settled: Vec<u64> = Vec::new();
+        for index in range {
+            let one = log.entries(EntryIndex(index), EntryIndex(index + 1), 1);
+            let kept = index % every == 0;
+            match one {
+                Ok(entries) if kept && index % 2 == 1 && entries[0].header.record_count > 0 => {
+                    let header = &entries[0].header;
+                    // One message alone keeps all of its entry.
+                    let last = header.end_offset().0 - 1;
+                    keep.messages.push(Offset(last)..Offset(last + 1));
+                }
+                Ok(_) if kept => keep.entries.push(EntryIndex(index)..EntryIndex(index + 1)),
+                Ok(_) | Err(_) => settled.push(index),
+            }
+        }
+        self.model.settle(log.key(), settled.into_iter());
+        log.rewrite(segment.seq, keep);
+    }
+
     fn trim(&mut self, log: &Log, keep: u64) {
         let (start, end) = (log.log_start(), log.ready_end());
         let at = EntryIndex(end.0.0.saturating_sub(keep));
@@ -285,8 +431,9 @@ impl Run {
         }
         let Ok(entries) = log.entries(at, EntryIndex(at.0 + 1), 1) else { return };
         let Some(entry) = entries.first() else { return };
-        self.model.trim_asked(log.key(), at);
         log.trim((at, entry.header.base_offset));
+        // It begins behind a vacancy, not in one.
+        self.model.trim_asked(log.key(), log.log_start().0);
     }
 
     fn append(&mut self, number: u8, kind: EntryKind, len: usize) -> Result<(), String> {
@@ -326,10 +473,15 @@ impl Run {
         }
     }
 
+    /// Counters of the last life.
+    pub(crate) fn stats(&self) -> StoreStats {
+        self.last_stats
+    }
+
     /// Ends this life of the machine.
     pub(crate) fn crash(&mut self, kind: CrashKind) {
         self.logs.clear();
-        self.store = None;
+        self.last_stats = self.store.take().map(|store| store.stats()).unwrap_or_default();
         self.disk.crash(kind);
         self.disk = self.disk.reopen();
         self.mutant = Mutant::new(self.disk.clone(), self.bug, Arc::clone(&self.moved));
@@ -353,7 +505,8 @@ impl Run {
         let mutant = Mutant::new(disk.clone(), self.bug, Arc::clone(&moved));
         let (model, logs) = (self.model.clone(), BTreeMap::new());
         let (now, nonce, bug) = (self.now, self.nonce, self.bug);
-        Self { disk, model, mutant, moved, store: None, logs, now, nonce, bug }
+        let last_stats = self.last_stats;
+        Self { disk, model, mutant, moved, store: None, logs, now, nonce, bug, last_stats }
     }
 }
 

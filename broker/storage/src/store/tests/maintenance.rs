@@ -111,7 +111,7 @@ fn sealed_segments_get_footers_that_agree_with_the_entries() {
         let end = segment.end();
         let bytes = map.window(crate::format::segment::ENTRIES_START..end.position);
         let walked =
-            index::walk(&bytes, crate::format::segment::ENTRIES_START, segment.facts.base.0);
+            index::walk(&bytes, crate::format::segment::ENTRIES_START, segment.facts.base.0, None);
         assert_eq!((&walked.marks, &walked.holes), (&live.marks, &live.holes));
         let at = crate::format::sector_ceil(end.position);
         let footer = map.window(at..segment.facts.file_len);
