@@ -224,6 +224,13 @@ metrics! {
             out.labelled("what", "recycled", b.store.segment_files_recycled);
             out.labelled("what", "removed", b.store.segment_files_removed);
         };
+    "postrider_storage_segments_thinned_total" Counter "segments", "Segments of queues whose space was taken back although older ones stay, by `how`: `vacated` when nothing in them was live, `rewritten` when little was.",
+        |s, out| if let Some(b) = &s.broker {
+            out.labelled("how", "vacated", b.store.segments_vacated);
+            out.labelled("how", "rewritten", b.store.segments_rewritten);
+        };
+    "postrider_storage_rewritten_bytes_total" Counter "bytes", "Bytes written for that.",
+        |s, out| out.count(s.store(|t| t.rewritten_bytes));
     "postrider_storage_mapped_segments" Gauge "segments", "Segments mapped into memory.",
         |s, out| out.count(s.store(|t| t.mapped_segments));
     "postrider_storage_recyclable_bytes" Gauge "bytes", "Segment files that wait for reuse.",

@@ -58,7 +58,7 @@
 //! [`Partition::next_queue_wake`] says so.
 //!
 //! **Now and then.** [`Partition::expire_sessions`] every few minutes, until it is `None`;
-//! [`retention::expired`] every few seconds.
+//! [`retention::expired`] and [`thinning::thinned`] every few seconds.
 //!
 //! # How to drive a consumer group
 //!
@@ -135,5 +135,6 @@ mod now;
 pub mod partition;
 pub mod queue;
 pub mod retention;
+pub mod thinning;
 
 pub use now::Now;

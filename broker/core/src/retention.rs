@@ -7,10 +7,13 @@
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
 use crate::cursors::Position;
+use crate::thinning::Kept;
 
 /// One segment of a partition, as storage describes it; oldest first.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentFacts {
+    /// Its first entry.
+    pub base: Position,
     /// Behind its last entry.
     pub end: Position,
     /// Its size.
@@ -57,18 +60,19 @@ pub fn expired(
     start
 }
 
-/// The new start of a queue's log, if it has to move: segments whose messages are all below `floor`, which
-/// every subscription has settled.
+/// The new start of a queue's log, if it has to move: the segments at the front of which nothing is kept.
 #[must_use]
 pub fn settled(
     segments: &[SegmentFacts],
-    floor: Offset,
+    kept: &Kept,
     removable_end: Position,
 ) -> Option<(EntryIndex, Offset)> {
     segments
         .iter()
         .take_while(|segment| {
-            segment.sealed && segment.end.offset <= floor && segment.end.at_or_before(removable_end)
+            segment.sealed
+                && kept.is_free_below((segment.end.index, segment.end.offset))
+                && segment.end.at_or_before(removable_end)
         })
         .last()
         .map(|segment| (segment.end.index, segment.end.offset))
@@ -77,10 +81,12 @@ pub fn settled(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::queue::OffsetRange;
 
     fn segments() -> Vec<SegmentFacts> {
         (1..=4)
             .map(|n| SegmentFacts {
+                base: Position::new(EntryIndex(n * 10 - 10), Offset(n * 100 - 100)),
                 end: Position::new(EntryIndex(n * 10), Offset(n * 100)),
                 bytes: 1_000,
                 last_time: TimestampMs(n * 50),
@@ -116,7 +122,9 @@ mod tests {
     fn segments_of_a_queue_go_when_all_is_settled() {
         let start = |floor, removable_end| {
             let end = Position::new(EntryIndex(removable_end), Offset(removable_end * 10));
-            settled(&segments(), Offset(floor), end).map(|(index, _)| index.0)
+            let messages = vec![OffsetRange::new(floor, floor + 1)];
+            let kept = Kept { messages, entries: Vec::new() };
+            settled(&segments(), &kept, end).map(|(index, _)| index.0)
         };
         assert_eq!(start(99, 40), None);
         assert_eq!(start(100, 40), Some(10));

@@ -10,8 +10,10 @@ use std::time::Duration;
 use postrider_core::Now;
 use postrider_core::cursors::Position;
 use postrider_core::retention::{RetentionLimits, SegmentFacts, expired, settled};
+use postrider_core::thinning::{Kept, Thinning, thinned};
 use postrider_protocol::message::TopicConfig;
 use postrider_protocol::types::{EntryIndex, Offset, PartitionId, TopicKind};
+use postrider_storage::{Keep, SegmentInfo};
 
 use crate::join::catalog::Catalog;
 use crate::join::delays::{self, Finder};
@@ -147,13 +149,14 @@ pub(crate) fn write_snapshot(hub: &Hub, partition: &PartitionHandle, now: Now) -
 
 fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, now: Now) {
     if let Some(partition) = topic.opened(id) {
-        let floor = partition.lead_if_folded(now, |leader, turn| {
+        let kept = partition.lead_if_folded(now, |leader, turn| {
             leader.expire_sessions(&partition, turn);
-            (config.kind == TopicKind::Queue).then(|| leader.keeps_from()).flatten()
+            (config.kind == TopicKind::Queue).then(|| leader.kept()).flatten()
         });
-        if let Some(floor) = floor.flatten() {
-            let rule = |facts: &[SegmentFacts], end| settled(facts, floor, end);
+        if let Some(kept) = kept.flatten() {
+            let rule = |facts: &[SegmentFacts], end| settled(facts, &kept, end);
             retain(hub, &partition, rule, now);
+            thin(&partition, &kept, now);
         }
     }
     let limits = RetentionLimits {
@@ -183,12 +186,7 @@ fn retain(
         .segments()
         .into_iter()
         .filter(|segment| segment.end.0 > log.log_start().0)
-        .map(|segment| SegmentFacts {
-            end: segment.end.into(),
-            bytes: segment.bytes,
-            last_time: segment.last_time,
-            sealed: segment.sealed,
-        })
+        .map(facts_of)
         .collect();
     let ready = Position::from(log.ready_end());
     let Some(wanted) = rule(&facts, ready) else { return };
@@ -207,4 +205,62 @@ fn retain(
             tracing::warn!(partition = ?partition.key, %error, "retention waits for a snapshot");
         }
     }
+}
+
+fn facts_of(segment: SegmentInfo) -> SegmentFacts {
+    SegmentFacts {
+        base: segment.base.into(),
+        end: segment.end.into(),
+        bytes: segment.bytes,
+        last_time: segment.last_time,
+        sealed: segment.sealed,
+    }
+}
+
+/// Gives segments of a queue up in whole or in part, although older ones stay. What goes lies below the older of
+/// two snapshots in each manifest; where that is too far back, one step is taken to move it.
+fn thin(partition: &PartitionHandle, kept: &Kept, now: Now) {
+    let log = &partition.log;
+    let segments = log.segments();
+    let facts: Vec<SegmentFacts> = segments.iter().copied().map(facts_of).collect();
+    let (ready, unneeded) = (log.ready_end().0, log.unneeded_below());
+    let mut blocked = None;
+    for (at, what) in thinned(&facts, kept, ready) {
+        let Some(segment) = segments.get(at) else { continue };
+        if segment.end.0 > unneeded {
+            blocked = Some(segment.end.0);
+            continue;
+        }
+        // Refused is what is under way already, or was not worth it: the next pass asks again.
+        let _asked = match what {
+            Thinning::Vacate => log.vacate(segment.seq),
+            Thinning::Rewrite(part) => log.rewrite(segment.seq, keep_of(part)),
+        };
+    }
+    // What the start of the log has passed waits for the same.
+    let (start, last) = (log.log_start().0, segments.len().saturating_sub(1));
+    let passed = segments.iter().take(last).filter(|segment| segment.end.0 <= start);
+    let wanted = passed.map(|segment| segment.end.0).chain(blocked).max();
+    if let Some(wanted) = wanted.filter(|wanted| *wanted > unneeded) {
+        move_snapshots(partition, wanted, now);
+    }
+}
+
+/// One step towards two snapshots of all that lies below `wanted` in each manifest: one snapshot, or the second
+/// one, or a checkpoint.
+fn move_snapshots(partition: &PartitionHandle, wanted: EntryIndex, now: Now) {
+    let log = &partition.log;
+    if log.snapshot_floor().is_some_and(|floor| floor >= wanted) {
+        log.want_checkpoint();
+        return;
+    }
+    let written = partition.lead(now, |leader, _turn| leader.write_snapshot_again(partition));
+    if let Err(error) = written {
+        tracing::warn!(partition = ?partition.key, %error, "a queue's disk space waits for a snapshot");
+    }
+}
+
+fn keep_of(part: Kept) -> Keep {
+    let messages = part.messages.into_iter().map(|range| range.start..range.end).collect();
+    Keep { messages, entries: part.entries }
 }

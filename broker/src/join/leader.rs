@@ -388,10 +388,15 @@ impl Leader {
 
     /// Hands the state to the store; tells its size, 0 if the store had no room for it.
     pub(crate) fn write_snapshot(&mut self, partition: &PartitionHandle) -> u64 {
-        let end = self.core.state().end().index;
-        if end <= self.snapshot_end {
+        if self.core.state().end().index <= self.snapshot_end {
             return 0;
         }
+        self.write_snapshot_again(partition)
+    }
+
+    /// The same, also if the newest snapshot is of the same state: nothing is released on the word of one.
+    pub(crate) fn write_snapshot_again(&mut self, partition: &PartitionHandle) -> u64 {
+        let end = self.core.state().end().index;
         let bytes = self.core.state().encode_snapshot();
         let len = bytes.len() as u64;
         if !partition.log.write_snapshot(end, bytes) {

@@ -11,6 +11,7 @@ mod delays;
 mod groups;
 mod peer;
 mod queues;
+mod sparse;
 mod worker;
 
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! A request is judged against the tail: after a seek or a purge is appended, leases before it are void,
 //! committed or not, and nothing is handed out until it is committed.
 
+use std::ops::Range;
 use std::time::Duration;
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
@@ -11,7 +12,7 @@ use postrider_protocol::message::{
     AckRun, LeaseRun, QueuePartition, QueuePolicy, ReturnAction, SETTLE_MESSAGES_MAX,
 };
 use postrider_protocol::types::{
-    LeaderEpoch, Offset, PartitionId, Sequence, SubscriptionId, TimestampMs, TopicId,
+    EntryIndex, LeaderEpoch, Offset, PartitionId, Sequence, SubscriptionId, TimestampMs, TopicId,
 };
 
 use super::command::{StateCommand, SubscriptionMode};
@@ -26,8 +27,9 @@ use crate::now::Now;
 use crate::queue::{
     AckRequest, Ahead, Committed, Consumed, DeadLetter, DeadTarget, Dispatcher, Holds, LeaseCredit,
     LeaseStep, Leased, MemberKey, OffsetRange, QueueMember, QueueStats, ReturnCause, ReturnRequest,
-    SettleHow, Speaks, Verdict, Why, ms, stats_of,
+    SettleHow, Speaks, Verdict, Why, merge, ms, stats_of,
 };
+use crate::thinning::Kept;
 
 /// The committed state of a queue, unless a seek or a purge of it is in flight.
 pub(super) fn committed<'a>(
@@ -570,10 +572,28 @@ impl<R: Clone> Partition<R> {
         Ok(queue.why(committed, offset, now))
     }
 
-    /// Everything below is settled by every queue subscription; none if there is no such subscription.
+    /// What of a queue's log is needed: what some queue subscription has not settled, dead messages that wait to
+    /// be published, entries of delayed messages that are not released. None without such a subscription: then nobody has settled anything.
     #[must_use]
-    pub fn queue_floor(&self) -> Option<Offset> {
-        self.state.queues().map(|(_, queue)| queue.floor()).min()
+    pub fn kept(&self) -> Option<Kept> {
+        self.state.queues().next()?;
+        let end = self.state.end().offset;
+        let mut messages = Vec::new();
+        for (_id, queue) in self.state.queues() {
+            messages.extend(queue.settled().missing_in(OffsetRange { start: queue.floor(), end }));
+            let letters = queue.dead_letters().map(|letter| letter.offset.0);
+            messages.extend(letters.map(|offset| OffsetRange::new(offset, offset + 1)));
+        }
+        merge(&mut messages);
+        let mut entries: Vec<Range<EntryIndex>> = Vec::new();
+        for index in self.state.delays().pending().map(|pending| pending.index) {
+            let end = EntryIndex(index.0 + 1);
+            match entries.last_mut().filter(|last| last.end == index) {
+                Some(last) => last.end = end,
+                None => entries.push(index..end),
+            }
+        }
+        Some(Kept { messages, entries })
     }
 
     /// The epoch that requests are judged by.

@@ -10,6 +10,7 @@ use postrider_core::queue::{
     AckRequest, Ahead, DeadLetter, LeaseCredit, LeaseStep, MemberKey, QueueMember, QueueStats,
     ReturnRequest, Why,
 };
+use postrider_core::thinning::Kept;
 use postrider_protocol::api::Api;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame;
@@ -362,12 +363,9 @@ impl Leader {
         self.core.why(subscription, offset, turn.now)
     }
 
-    /// Everything below is settled by every queue, and no dead message waits to be published.
-    pub(crate) fn keeps_from(&self) -> Option<Offset> {
-        let floor = self.core.queue_floor()?;
-        let letters = self.state().queues().flat_map(|(_id, queue)| queue.dead_letters());
-        let dying = letters.map(|letter| letter.offset).min();
-        Some(dying.map_or(floor, |dying| dying.min(floor)))
+    /// What of the log is needed for queues.
+    pub(crate) fn kept(&self) -> Option<Kept> {
+        self.core.kept()
     }
 
     pub(super) fn settled(
