@@ -75,10 +75,10 @@ async fn measure(options: &Options, broker: &RunningBroker) -> Result<()> {
     show("resident memory they cost, file pages included (MB)", after.all_mb - before.all_mb);
     let mut late = read(&client, options.messages).await?;
     late.sort_unstable();
-    let at = |part: f64| late.get((late.len() as f64 * part) as usize).copied().unwrap_or(0) as f64;
+    let at = |percent: usize| late.get(late.len() * percent / 100).copied().unwrap_or(0) as f64;
     show("released", late.len() as f64);
-    show("late p50 (ms)", at(0.50));
-    show("late p99 (ms)", at(0.99));
+    show("late p50 (ms)", at(50));
+    show("late p99 (ms)", at(99));
     show("late max (ms)", late.last().copied().unwrap_or(0) as f64);
     let end = Memory::of(broker.pid())?;
     show(

@@ -127,7 +127,7 @@ pub(crate) fn unknown_topic(name: &str) -> ErrorBody {
 /// What a request about metadata leads to.
 pub(crate) enum Ask {
     /// Append this command.
-    Submit(Command, Then),
+    Submit(Box<Command>, Then),
     /// Nothing to append, but wait until what is appended is durable.
     Wait(Then),
 }
@@ -180,7 +180,7 @@ impl Catalog {
             let State { committed, tail, topics, random, .. } = state;
             let mut desk = Desk { committed, tail, topics, random };
             match ask(&mut desk)? {
-                Ask::Submit(command, then) => self.submit(state, now, command, then),
+                Ask::Submit(command, then) => self.submit(state, now, *command, then),
                 Ask::Wait(then) => {
                     if state.failed {
                         return Err(Refusal::Failed.error());

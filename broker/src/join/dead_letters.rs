@@ -253,7 +253,7 @@ impl DeadLetters {
             };
             let (id, name) = (TopicId(desk.uuid()), name.to_string());
             let command = Command::CreateTopic { id, name, config, created: now.wall };
-            Ok(Ask::Submit(command, Then::Nothing))
+            Ok(Ask::Submit(Box::new(command), Then::Nothing))
         })?;
         self.look_again(queue, now.monotonic);
         Ok(None)

@@ -261,7 +261,7 @@ fn retention_keeps_what_a_delayed_message_is_read_from() {
     options.store.segment_bytes_max = 64 << 10;
     options.snapshot_after_entries = 8;
     let disk = SimDisk::new(1);
-    let broker = open_with(Arc::new(disk.clone()), options.clone());
+    let broker = open_with(Arc::new(disk), options);
     let mut shop = Shop::open(&broker);
     let change = AlterTopic {
         name: "orders".to_string(),

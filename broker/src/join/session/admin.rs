@@ -126,7 +126,10 @@ impl Session {
             let id = TopicId(desk.uuid());
             let then =
                 self.then_reply(Api::CreateTopic, header, &CreateTopicReply { id, created: true });
-            Ok(Ask::Submit(Command::CreateTopic { id, name, config, created: now.wall }, then))
+            Ok(Ask::Submit(
+                Box::new(Command::CreateTopic { id, name, config, created: now.wall }),
+                then,
+            ))
         })
     }
 
@@ -184,7 +187,7 @@ impl Session {
                 bounds: request.bounds,
             };
             let then = self.then_reply(Api::AlterTopic, header, &AlterTopicReply {});
-            Ok(Ask::Submit(Command::AlterTopic { id, change }, then))
+            Ok(Ask::Submit(Box::new(Command::AlterTopic { id, change }), then))
         })
     }
 
@@ -198,7 +201,7 @@ impl Session {
             let topic =
                 desk.tail.topic_named(&request.name).ok_or_else(|| unknown_topic(&request.name))?;
             let then = self.then_reply(Api::DeleteTopic, header, &DeleteTopicReply {});
-            Ok(Ask::Submit(Command::DeleteTopic { id: topic.id }, then))
+            Ok(Ask::Submit(Box::new(Command::DeleteTopic { id: topic.id }), then))
         })
     }
 
@@ -310,7 +313,7 @@ impl Session {
                 topic,
                 subscription,
             };
-            Ok(Ask::Submit(command, then))
+            Ok(Ask::Submit(Box::new(command), then))
         })
     }
 }

@@ -55,7 +55,7 @@ impl Session {
             let subscription = SubscriptionId(desk.uuid());
             let created = now.wall;
             let command = Command::CreateQueue { id, name, config, created, subscription, policy };
-            Ok(Ask::Submit(command, self.then_reply(Api::CreateQueue, header, &reply)))
+            Ok(Ask::Submit(Box::new(command), self.then_reply(Api::CreateQueue, header, &reply)))
         })
     }
 
@@ -85,7 +85,10 @@ impl Session {
                 }
             };
             let reply = CreateSubscriptionReply { id, created: true };
-            Ok(Ask::Submit(command, self.then_reply(Api::CreateSubscription, header, &reply)))
+            Ok(Ask::Submit(
+                Box::new(command),
+                self.then_reply(Api::CreateSubscription, header, &reply),
+            ))
         })
     }
 
@@ -103,7 +106,10 @@ impl Session {
                 found.subscription(name).ok_or_else(|| unknown_subscription(found, name))?;
             let policy = complete_policy(&topic, policy);
             let command = Command::AlterQueue { topic: found.id, id: known.id, policy };
-            Ok(Ask::Submit(command, self.then_reply(Api::AlterQueue, header, &AlterQueueReply {})))
+            Ok(Ask::Submit(
+                Box::new(command),
+                self.then_reply(Api::AlterQueue, header, &AlterQueueReply {}),
+            ))
         })
     }
 }

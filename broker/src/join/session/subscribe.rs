@@ -148,7 +148,10 @@ impl Session {
                 };
             }
             let id = SubscriptionId(desk.uuid());
-            Ok(Ask::Submit(Command::CreateSubscription { topic: topic.id, id, name, start }, then))
+            Ok(Ask::Submit(
+                Box::new(Command::CreateSubscription { topic: topic.id, id, name, start }),
+                then,
+            ))
         });
         if asked.is_err() {
             lock(&self.readers).remove(handle, now);
