@@ -12,6 +12,8 @@
 //! Hence a run of messages between two holes is contiguous, begins with a mark, and can be cut at any
 //! mark inside it without looking at a header.
 
+use std::ops::Range;
+
 use postrider_protocol::entry::{ENTRY_ALIGN_BYTES, EntryHeader, EntryKind};
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
@@ -188,47 +190,48 @@ pub(crate) enum Found {
     Gap(u64),
 }
 
-/// Looks for the entry `expected` or a later one at `position` of `bytes` (which begin at `start` in
-/// the file). What is no entry (frame sectors, padding, damage) is stepped over by 8 bytes, the alignment
-/// of entries: behind a damaged header the next entry may begin anywhere.
+/// Looks for one of the entries `expected` at `position` of `bytes` (which begin at `start` in the file).
+/// What is no entry (frame sectors, padding, damage) is stepped over by 8 bytes, the alignment of entries:
+/// behind a damaged header the next entry may begin anywhere. So is an entry behind those that are
+/// expected: a log that was cut inside a segment goes on in the next one, and what was cut is still there.
 /// Markers are looked for in a sparse segment alone, by its salt.
 pub(crate) fn find_entry(
     bytes: &[u8],
     start: u64,
     position: u64,
-    expected: EntryIndex,
+    expected: Range<EntryIndex>,
     sparse: Option<u64>,
 ) -> Found {
     let at = usize::try_from(position - start).unwrap_or(usize::MAX);
     let rest = bytes.get(at..).unwrap_or_default();
     if let Ok(header) = EntryHeader::decode(rest)
-        && header.index >= expected
+        && expected.contains(&header.index)
     {
         return Found::Entry(EntryPlace::of(&header, position));
     }
     if let Some(salt) = sparse
         && let Ok(marker) = VacancyMarker::decode(rest)
         && marker.salt == salt
-        && marker.vacancy.from_index >= expected
+        && expected.contains(&marker.vacancy.from_index)
     {
         return Found::Vacancy(marker, position + MARKER_BYTES as u64);
     }
     Found::Gap(position + ENTRY_ALIGN_BYTES as u64)
 }
 
-/// Indexes the entries in `bytes`, which begin at `start` in the file, with `first` as the first index.
+/// Indexes the entries `expected` in `bytes`, which begin at `start` in the file.
 pub(crate) fn walk(
     bytes: &[u8],
     start: u64,
-    first: EntryIndex,
+    expected: Range<EntryIndex>,
     sparse: Option<u64>,
 ) -> SegmentIndex {
     let mut index = SegmentIndex::new(start);
     let end = start + bytes.len() as u64;
     let mut position = start;
-    let mut expected = first;
+    let Range { start: mut expected, end: expected_end } = expected;
     while position < end {
-        match find_entry(bytes, start, position, expected, sparse) {
+        match find_entry(bytes, start, position, expected..expected_end, sparse) {
             Found::Entry(entry) => {
                 index.add(&entry);
                 position = entry.end();

@@ -80,9 +80,9 @@ struct Span {
 }
 
 impl Span {
-    /// Ends where what follows is kept no longer: the next entry is behind that.
-    fn before(mut self, vacancy: Option<End>) -> Self {
-        if let Some((index, offset)) = vacancy {
+    /// Ends where what follows is kept no longer, or is damaged: the next entry is behind that.
+    fn before(mut self, loss: Option<End>) -> Self {
+        if let Some((index, offset)) = loss {
             self.next_index = self.next_index.min(index);
             self.next = self.next.min(offset);
         }
@@ -93,7 +93,8 @@ impl Span {
 impl Log {
     /// Messages from the entry that holds `from` up to `until` (the high watermark), about `max_bytes`
     /// of them but at least one entry, as slices of a mapped segment. Empty when `from` is not below
-    /// `until`. A run ends at the end of a segment and before a vacancy: ask again from `next`.
+    /// `until`. A run ends at the end of a segment, before a vacancy and
+    /// before damage: ask again from `next`.
     ///
     /// # Errors
     /// Below the start of the log; in a damaged or a vacant range; or the device's.
@@ -258,7 +259,8 @@ fn read_segment(
         let stops = [vacancy, damage].into_iter().flatten();
         let until = stops.fold(until, |until, stop| until.min(stop.1));
         let span = find_span(&state.index, &state.end, map, from, until, max_bytes);
-        span.map(|span| span.before(vacancy))
+        // An entry behind either may lie right behind the last one before it.
+        span.map(|span| span.before(vacancy).before(damage))
     };
     let span = span.ok_or_else(|| {
         ReadError::Io(format!("segment file {}: offset {from} not found", segment.facts.file))
@@ -434,17 +436,17 @@ fn read_entries(
     until: EntryIndex,
     take: &mut dyn FnMut(Entry, usize) -> bool,
 ) -> Result<(), ReadError> {
-    let (mut position, end) = {
+    let (mut position, end, segment_end) = {
         let state = segment.state.lock();
         let mark = state.index.mark_at_index(*next).map(|at| state.index.marks[at]);
-        (mark.map_or(ENTRIES_START, |mark| mark.position), state.end.position)
+        (mark.map_or(ENTRIES_START, |mark| mark.position), state.end.position, state.end.end.0)
     };
     let bytes = map.slice(position..end);
     let start = position;
     let mut expected = EntryIndex(0);
     let sparse = segment.facts.marker_salt();
     while position < end && *next < until {
-        let place = match find_entry(&bytes, start, position, expected, sparse) {
+        let place = match find_entry(&bytes, start, position, expected..segment_end, sparse) {
             Found::Entry(place) => place,
             Found::Vacancy(marker, after) => {
                 let vacancy = marker.vacancy;

@@ -300,6 +300,7 @@ struct Choice<'a> {
     map: &'a Hold,
     marks: Vec<IndexMark>,
     end: u64,
+    end_index: EntryIndex,
     sparse: Option<u64>,
     pieces: Vec<Piece>,
     /// Entries below were looked at.
@@ -310,8 +311,9 @@ impl<'a> Choice<'a> {
     fn new(old: &Segment, map: &'a Hold) -> Self {
         let state = old.state.lock();
         let (marks, end) = (state.index.marks.clone(), state.end.position);
+        let end_index = state.end.end.0;
         let (sparse, position) = (old.facts.marker_salt(), ENTRIES_START);
-        Self { map, marks, end, sparse, pieces: Vec::new(), position }
+        Self { map, marks, end, end_index, sparse, pieces: Vec::new(), position }
     }
 
     /// The entries that stay; none when there are too many pieces, or something is damaged.
@@ -348,7 +350,7 @@ impl<'a> Choice<'a> {
         self.map.load(usize_of(position)..usize_of(near))?;
         let bytes = self.map.window(0..self.end);
         while position < self.end {
-            match find_entry(&bytes, 0, position, expected, self.sparse) {
+            match find_entry(&bytes, 0, position, expected..self.end_index, self.sparse) {
                 Found::Gap(next) => position = next,
                 Found::Vacancy(marker, next) => {
                     if marker.vacancy.from_index != expected {

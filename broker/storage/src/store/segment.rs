@@ -351,7 +351,7 @@ impl Segment {
         let loaded = if footed { self.footer(map, &end) } else { None };
         let before = loaded.unwrap_or_else(|| {
             let bytes = map.window(ENTRIES_START..from);
-            walk(&bytes, ENTRIES_START, self.facts.base.0, self.facts.marker_salt())
+            walk(&bytes, ENTRIES_START, self.facts.base.0..end.end.0, self.facts.marker_salt())
         });
         let mut state = self.state.lock();
         if state.index.from == from {

@@ -370,6 +370,11 @@ fn life_that_closes_on_a_full_disk_ends() {
     life_passes(4456);
 }
 
+#[test]
+fn life_with_an_entry_that_was_cut_inside_a_segment_reads_it_once() {
+    life_passes(323);
+}
+
 /// Flips one byte of a directory that a crash left, then recovers and reads. `Ok(true)` = everything
 /// acknowledged is there.
 fn flip_case(run: &Run, path: &str, at: u64, mask: u8) -> Result<bool, String> {

@@ -457,7 +457,7 @@ fn verify_messages(log: &Log, found: &Found, allow: Allow) -> Result<(), String>
                             }
                             return Err(format!("a run at offset {from} holds no entries"));
                         };
-                        if view.header.base_offset != at && found.lost.is_empty() {
+                        if view.header.base_offset != at && allow != Allow::Rot {
                             return Err(format!("a run passes over offset {at}"));
                         }
                         at = view.header.end_offset();
@@ -466,9 +466,12 @@ fn verify_messages(log: &Log, found: &Found, allow: Allow) -> Result<(), String>
                         }
                     }
                 }
-                // Behind damage of a class without sync the next entry begins further on.
-                if at != run.next && allow != Allow::Rot && found.lost.is_empty() {
-                    return Err(format!("a run ends at offset {at} and says {}", run.next));
+                if at != run.next && allow != Allow::Rot {
+                    let (segments, damages) = (log.segments(), log.damages());
+                    return Err(format!(
+                        "a run from {from} to {until} ends at offset {at} and says {}\n{run:?}\n{segments:?}\n{damages:?}",
+                        run.next
+                    ));
                 }
                 from = run.next;
             }

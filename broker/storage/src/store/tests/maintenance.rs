@@ -110,8 +110,12 @@ fn sealed_segments_get_footers_that_agree_with_the_entries() {
         let live = segment.state.lock().index.clone();
         let end = segment.end();
         let bytes = map.window(crate::format::segment::ENTRIES_START..end.position);
-        let walked =
-            index::walk(&bytes, crate::format::segment::ENTRIES_START, segment.facts.base.0, None);
+        let walked = index::walk(
+            &bytes,
+            crate::format::segment::ENTRIES_START,
+            segment.facts.base.0..end.end.0,
+            None,
+        );
         assert_eq!((&walked.marks, &walked.holes), (&live.marks, &live.holes));
         let at = crate::format::sector_ceil(end.position);
         let footer = map.window(at..segment.facts.file_len);
