@@ -121,6 +121,7 @@ fn written_segment(files: &Files, pool: &SegmentFiles) -> Arc<Segment> {
         file_len: taken.len,
         seq: 1,
         salt: 1,
+        sparse: false,
         base: end(0),
         base_chain_crc: 0,
     };
