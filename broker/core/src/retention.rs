@@ -2,11 +2,12 @@
 //! every few seconds, with what storage says of the segments.
 //!
 //! Whole sealed segments go, oldest first; so a partition may keep up to a segment more than its limits.
-//! The segment that is written stays, whatever its age.
+//! The segment that is written stays. It is closed when nobody writes it and all of it might go.
 
 use postrider_protocol::types::{EntryIndex, Offset, TimestampMs};
 
 use crate::cursors::Position;
+use crate::limits::SEGMENT_IDLE_MS;
 use crate::thinning::Kept;
 
 /// One segment of a partition, as storage describes it; oldest first.
@@ -78,6 +79,40 @@ pub fn settled(
         .map(|segment| (segment.end.index, segment.end.offset))
 }
 
+/// Whether the segment that is written is to be closed, so that it can go: the newest message in it is older
+/// than the topic keeps any.
+#[must_use]
+pub fn is_expired_open(
+    segments: &[SegmentFacts],
+    limits: RetentionLimits,
+    now: TimestampMs,
+) -> bool {
+    let is_over = |keep, last: &SegmentFacts| last.last_time.0.saturating_add(keep) <= now.0;
+    open_with_messages(segments)
+        .is_some_and(|last| limits.retention_ms.is_some_and(|keep| is_over(keep, last)))
+}
+
+/// Whether the segment that is written is to be closed, so that it can go: it is a queue's, nothing in it is needed
+/// and nobody has written it for a while. `bytes_min` is what the next segment takes at least: a smaller one stays.
+#[must_use]
+pub fn is_settled_open(
+    segments: &[SegmentFacts],
+    kept: &Kept,
+    bytes_min: u64,
+    now: TimestampMs,
+) -> bool {
+    open_with_messages(segments).is_some_and(|last| {
+        last.bytes > bytes_min
+            && last.last_time.0.saturating_add(SEGMENT_IDLE_MS) <= now.0
+            && kept.is_free_between(last)
+    })
+}
+
+/// The segment that is written, unless it holds state alone, as after it was closed.
+fn open_with_messages(segments: &[SegmentFacts]) -> Option<&SegmentFacts> {
+    segments.last().filter(|last| !last.sealed && last.base.offset < last.end.offset)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +166,36 @@ mod tests {
         assert_eq!(start(299, 40), Some(20));
         assert_eq!(start(400, 40), Some(30), "the segment that is written stays");
         assert_eq!(start(400, 29), Some(20), "and what no snapshot covers");
+    }
+
+    #[test]
+    fn the_open_segment_is_closed_once_its_newest_message_is_too_old() {
+        let closes = |keep: Option<u64>, now| {
+            let limits = RetentionLimits { retention_ms: keep, retention_bytes: None };
+            is_expired_open(&segments(), limits, TimestampMs(now))
+        };
+        assert!(!closes(Some(100), 299));
+        assert!(closes(Some(100), 300));
+        assert!(!closes(None, u64::MAX));
+        let mut empty = segments();
+        empty[3].base.offset = empty[3].end.offset;
+        let limits = RetentionLimits { retention_ms: Some(1), retention_bytes: None };
+        assert!(!is_expired_open(&empty, limits, TimestampMs(u64::MAX)), "it was closed before");
+    }
+
+    #[test]
+    fn the_open_segment_of_an_idle_queue_is_closed_when_nothing_in_it_is_needed() {
+        let closes = |unsettled: u64, bytes_min, now| {
+            let messages = vec![OffsetRange::new(unsettled, unsettled + 1)];
+            let kept = Kept { messages, entries: Vec::new() };
+            is_settled_open(&segments(), &kept, bytes_min, TimestampMs(now))
+        };
+        let idle = 200 + SEGMENT_IDLE_MS;
+        assert!(closes(299, 999, idle), "what is needed lies before it");
+        assert!(!closes(300, 999, idle));
+        assert!(closes(400, 999, idle));
+        assert!(!closes(299, 1_000, idle), "nothing would be won");
+        assert!(!closes(299, 999, idle - 1));
     }
 
     #[test]

@@ -33,6 +33,12 @@ impl Kept {
             && self.entries.first().is_none_or(|range| end.0 <= range.start)
     }
 
+    /// Whether nothing in a segment is needed.
+    #[must_use]
+    pub fn is_free_between(&self, segment: &SegmentFacts) -> bool {
+        self.within(segment).is_empty()
+    }
+
     /// The part of it that lies in a segment.
     fn within(&self, segment: &SegmentFacts) -> Self {
         let (base, end) = (segment.base, segment.end);

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use postrider_core::Now;
 use postrider_core::cursors::Position;
-use postrider_core::retention::{RetentionLimits, SegmentFacts, expired, settled};
+use postrider_core::retention::{
+    RetentionLimits, SegmentFacts, expired, is_expired_open, is_settled_open, settled,
+};
 use postrider_core::thinning::{Kept, Thinning, thinned};
 use postrider_protocol::message::TopicConfig;
 use postrider_protocol::types::{EntryIndex, Offset, PartitionId, TopicKind};
@@ -157,6 +159,11 @@ fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, 
             let rule = |facts: &[SegmentFacts], end| settled(facts, &kept, end);
             retain(hub, &partition, rule, now);
             thin(&partition, &kept, now);
+            let bytes_min = hub.options.store.segment_bytes_min;
+            if is_settled_open(&facts(&partition), &kept, bytes_min, now.wall) {
+                close_segment(&partition, now);
+                return;
+            }
         }
     }
     let limits = RetentionLimits {
@@ -169,6 +176,17 @@ fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, 
     if let Ok(partition) = topic.partition(id) {
         let rule = |facts: &[SegmentFacts], end| expired(facts, limits, end, now.wall);
         retain(hub, &partition, rule, now);
+        if is_expired_open(&facts(&partition), limits, now.wall) {
+            close_segment(&partition, now);
+        }
+    }
+}
+
+/// Closes the segment that is written; the next pass finds it among those that may go.
+fn close_segment(partition: &PartitionHandle, now: Now) {
+    let closed = partition.lead(now, |leader, turn| leader.close_segment(partition, turn));
+    if let Err(error) = closed {
+        tracing::warn!(partition = ?partition.key, %error, "a segment cannot be closed");
     }
 }
 
@@ -182,12 +200,7 @@ fn retain(
     now: Now,
 ) {
     let log = &partition.log;
-    let facts: Vec<SegmentFacts> = log
-        .segments()
-        .into_iter()
-        .filter(|segment| segment.end.0 > log.log_start().0)
-        .map(facts_of)
-        .collect();
+    let facts = facts(partition);
     let ready = Position::from(log.ready_end());
     let Some(wanted) = rule(&facts, ready) else { return };
     let snapshot = log.snapshot_index().unwrap_or_default();
@@ -205,6 +218,13 @@ fn retain(
             tracing::warn!(partition = ?partition.key, %error, "retention waits for a snapshot");
         }
     }
+}
+
+/// The segments that are not wholly before the start of the log.
+fn facts(partition: &PartitionHandle) -> Vec<SegmentFacts> {
+    let log = &partition.log;
+    let start = log.log_start().0;
+    log.segments().into_iter().filter(|segment| segment.end.0 > start).map(facts_of).collect()
 }
 
 fn facts_of(segment: SegmentInfo) -> SegmentFacts {

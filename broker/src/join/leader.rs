@@ -327,6 +327,16 @@ impl Leader {
         }
     }
 
+    /// Closes the segment that is written: what comes next, which says the time alone, begins another one.
+    pub(crate) fn close_segment(&mut self, partition: &PartitionHandle, turn: &Turn<'_>) {
+        if !partition.log.begin_segment() {
+            return;
+        }
+        if let Some(pending) = self.core.mark_time(turn.now) {
+            self.append(partition, pending);
+        }
+    }
+
     pub(crate) fn advance(
         &mut self,
         partition: &PartitionHandle,

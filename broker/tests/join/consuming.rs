@@ -555,6 +555,53 @@ fn a_queue_keeps_no_segment_that_is_settled() {
 }
 
 #[test]
+fn an_idle_queue_gives_up_the_segment_that_it_wrote() {
+    let often = Duration::from_millis(100);
+    let options = BrokerOptions { retention_check_interval: often, ..BrokerOptions::default() };
+    let disk = SimDisk::new(1);
+    let broker = open_with(Arc::new(disk.clone()), options.clone());
+    let mut producer = fill(&broker, "jobs", 20_000, 2);
+    let mut worker = Worker::new(&broker, "jobs", 1);
+    let mut acked = 0;
+    while acked < 20_000 {
+        let leased = worker.leases();
+        acked += leased.len();
+        assert!(worker.ack(&leased).unwrap().exceptions.is_empty());
+    }
+    let partition = |peer: &mut Peer| {
+        let request = DescribeTopic { name: "jobs".to_string() };
+        let topic: DescribeTopicReply = peer.ask(&request).unwrap();
+        topic.partitions[0]
+    };
+    let maintain = |from: u64, to: u64| {
+        for ms in (from..to).step_by(25) {
+            broker.tick(later(ms));
+            while broker.store().step() {}
+            broker.store().maintain(later(ms).wall);
+        }
+    };
+    maintain(25, 1_000);
+    let written = partition(&mut producer);
+    assert!(written.log_start < Offset(20_000), "it may go on");
+    maintain(61_000, 63_000);
+    let rested = partition(&mut producer);
+    assert_eq!(rested.log_start, Offset(20_000));
+    assert_eq!(rested.bytes, options.store.segment_bytes_min, "of {}", written.bytes);
+    let closed = broker.store().stats().entries;
+    maintain(63_000, 200_000);
+    assert_eq!(broker.store().stats().entries, closed, "it is closed once");
+
+    drop((worker, producer));
+    disk.crash(CrashKind::Power);
+    drop(broker);
+    let broker = open_with(Arc::new(disk.reopen()), options);
+    let mut producer = fill(&broker, "jobs", 0, 2);
+    publish_range(&mut producer, "jobs", 0..1, 1);
+    let mut worker = Worker::new(&broker, "jobs", 1);
+    assert_eq!(offsets(&worker.leases()), [20_000]);
+}
+
+#[test]
 fn with_key_order_messages_of_a_key_go_out_one_after_another() {
     let broker = open_sim(&SimDisk::new(1));
     let mut peer = Peer::new(&broker);

@@ -43,7 +43,7 @@ use super::queue_commands::{
 use crate::delay::CancelHow;
 
 /// The version of every body that this build writes.
-const BODY_VERSION: u8 = 1;
+pub(super) const BODY_VERSION: u8 = 1;
 const FORM_PREFIX: u8 = 0;
 const FORM_RUNS: u8 = 1;
 const START_LATEST: u8 = 0;

@@ -11,6 +11,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{AckLevel, CancelVerdict, ConfirmRun, Outcome};
 use postrider_protocol::types::{
@@ -18,7 +19,7 @@ use postrider_protocol::types::{
 };
 
 use super::acks::AckQueue;
-use super::command::StateCommand;
+use super::command::{BODY_VERSION, StateCommand};
 use super::delays::DelayedChange;
 use super::effect::{
     AckReply, Appended, ConnectionId, Drafted, Effect, EntryDraft, OwnerChange, PartitionIdentity,
@@ -514,6 +515,29 @@ impl<R: Clone> Partition<R> {
         }
         let change = Change::State(StateCommand::ProducerExpire(idle));
         Some(self.pending_append(now, (change, Reply::Nobody)))
+    }
+
+    /// An entry that says nothing but the time, for a log that has to go on although there is nothing to say.
+    pub fn mark_time(&mut self, now: Now) -> Option<PendingAppend<R>> {
+        if self.failed {
+            return None;
+        }
+        let body = Bytes::from_static(&[BODY_VERSION]);
+        let draft = EntryDraft {
+            kind: EntryKind::TimeMark,
+            flags: 0,
+            leader_epoch: self.identity.leader_epoch,
+            append_time: now.wall,
+            record_count: 0,
+            seq_count: 0,
+            body_crc: crc32fast::hash(&body),
+            body,
+            trailer: Bytes::new(),
+        };
+        let drafted = Drafted { draft: Some(draft), change: Change::Nothing, reply: Reply::Nobody };
+        let mut pending = PendingAppend::new(drafted);
+        self.put_epoch_start_first(now, &mut pending);
+        Some(pending)
     }
 
     /// The disk has failed: nothing that is pending will ever be known to be stored. Everything later is

@@ -459,6 +459,17 @@ impl Log {
         }
     }
 
+    /// Has the next entry begin a new segment, a small one, so that the one that is written is closed and can be
+    /// given up. Answers false, and does nothing, while the disk is full: the room that is left there is needed.
+    pub fn begin_segment(&self) -> bool {
+        let shared = &self.inner.shared;
+        let may = !shared.space.is_full() && !shared.poison.is_set();
+        if may {
+            self.inner.tail.lock().plan.roll_afresh();
+        }
+        may
+    }
+
     /// The segments, oldest first. The first ones may lie below the start of the log.
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentInfo> {

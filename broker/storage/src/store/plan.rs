@@ -24,6 +24,8 @@ pub(crate) struct Plan {
     count: u64,
     /// The next entry goes to a new segment.
     roll: bool,
+    /// That one begins as small as the first.
+    afresh: bool,
 }
 
 /// A new segment that an entry needs.
@@ -63,7 +65,15 @@ impl PlanLimits {
 
 impl Plan {
     pub(crate) fn empty() -> Self {
-        Self { seq: 0, file_len: 0, end: ENTRIES_START, bytes: 0, count: 0, roll: false }
+        Self {
+            seq: 0,
+            file_len: 0,
+            end: ENTRIES_START,
+            bytes: 0,
+            count: 0,
+            roll: false,
+            afresh: false,
+        }
     }
 
     /// A log whose newest segment is `seq`: open with `file_len` and filled up to `end`, or closed.
@@ -81,7 +91,7 @@ impl Plan {
         if need > limits.segment_bytes_max.max(limits.segment_bytes_min) {
             return Place::TooLarge;
         }
-        let doubled = self.file_len.saturating_mul(2);
+        let doubled = if self.afresh { 0 } else { self.file_len.saturating_mul(2) };
         let want = doubled.clamp(
             limits.segment_bytes_min,
             limits.segment_bytes_max.max(limits.segment_bytes_min),
@@ -113,6 +123,12 @@ impl Plan {
     /// The next entry begins a new segment, whatever room there is.
     pub(crate) fn roll(&mut self) {
         self.roll = true;
+    }
+
+    /// The next entry begins a new segment, and that one a new row of lengths.
+    pub(crate) fn roll_afresh(&mut self) {
+        self.roll = true;
+        self.afresh = true;
     }
 }
 
@@ -150,6 +166,18 @@ mod tests {
             }
         }
         assert_eq!(&lens[..6], [64, 128, 256, 512, 1024, 1024]);
+    }
+
+    #[test]
+    fn a_segment_after_a_pause_begins_small() {
+        let mut plan = Plan::empty();
+        while plan.file_len < 1 << 20 {
+            accept(&mut plan, 8 << 10);
+        }
+        plan.roll_afresh();
+        assert!(accept(&mut plan, 8 << 10), "a new one");
+        assert_eq!(plan.file_len, 64 << 10);
+        assert!(!accept(&mut plan, 8 << 10), "once");
     }
 
     #[test]
