@@ -73,6 +73,8 @@ impl Dispatcher {
                     HeldState::Waiting if self.policy.single_active && !self.members.claim(key) => {
                         continue;
                     }
+                    // An earlier one of its key has to go out first.
+                    HeldState::Waiting if !self.is_next_of_key(offset) => continue,
                     HeldState::Waiting => {
                         self.unindex(offset, &held);
                         self.lease_again(now_ms, key, offset, held);
@@ -90,6 +92,9 @@ impl Dispatcher {
 
     fn lease_again(&mut self, now_ms: u64, key: u64, offset: u64, held: Held) {
         let (time, member, state) = (now_ms, key, HeldState::Leased);
+        if offset >= self.ahead_end {
+            self.out_end = self.out_end.max(offset + 1);
+        }
         self.held.insert(offset, Held { time, member, state, ..held });
         self.members.leased_again(key);
         let deadline = now_ms.saturating_add(u64::from(self.policy.lease_ms));
@@ -130,13 +135,21 @@ impl Dispatcher {
         }
     }
 
+    /// Whether a message may be given back to whom it was leased to. With key order none that was not read, once
+    /// others went out: one of these may be of its key.
+    fn is_next_of_key(&self, offset: u64) -> bool {
+        let was_read = offset < self.ahead_end;
+        !self.policy.key_order
+            || if was_read { self.keys.blocker(offset).is_none() } else { !self.handed_out }
+    }
+
     /// Takes an unsettled message that nobody was given in this leadership out of its place.
     fn unclaimed(&mut self, offset: u64) -> Option<Held> {
+        if !self.is_next_of_key(offset) {
+            return None;
+        }
         if let Some(held) = self.held.get(&offset).copied() {
-            let free = held.state == HeldState::Waiting
-                && !held.acking
-                && held.attempt == 0
-                && self.keys.blocker(offset).is_none();
+            let free = held.state == HeldState::Waiting && !held.acking && held.attempt == 0;
             if free {
                 self.unindex(offset, &held);
             }

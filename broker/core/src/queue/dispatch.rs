@@ -17,7 +17,7 @@ use postrider_protocol::types::{Offset, PartitionId, TopicId};
 use super::ahead::{AheadRun, AheadRuns};
 use super::breaker::{BreakerState, LetsOut};
 use super::held::{Held, HeldState};
-use super::keys::Keys;
+use super::keys::{Entered, Keys};
 use super::members::Members;
 use super::offset_map::OffsetMap;
 use super::settled::OffsetRange;
@@ -53,6 +53,10 @@ pub(crate) struct Dispatcher {
     /// What a read did not find, to be evicted. Bound: holes of one read; then no more is read.
     pub(crate) holes: Vec<(u64, u64)>,
     pub(super) keys: Keys,
+    /// With key order nothing goes out before what was out already below this was read: its keys must be known.
+    pub(super) out_end: u64,
+    /// Something was handed out in this leadership or epoch.
+    pub(super) handed_out: bool,
     pub(super) members: Members,
     pub(super) breaker: BreakerState,
     /// No lease ends before, in monotonic ms.
@@ -104,6 +108,8 @@ impl Dispatcher {
             ahead_end: 0,
             holes: Vec::new(),
             keys: Keys::default(),
+            out_end: 0,
+            handed_out: false,
             members: Members::default(),
             breaker: BreakerState::default(),
             deadline_bound: u64::MAX,
@@ -145,7 +151,8 @@ impl Dispatcher {
             LetsOut::One => 1,
             LetsOut::Nothing => 0,
         };
-        let picked = self.pick(most, credit.bytes);
+        let picked =
+            if self.must_read_on() { Picked::default() } else { self.pick(most, credit.bytes) };
         if picked.messages == 0 {
             if most > 0 && self.wants_to_read(committed.end) {
                 return Leased::LookAhead { from: self.ahead_end, until: committed.end };
@@ -224,6 +231,7 @@ impl Dispatcher {
     }
 
     fn hand_out(&mut self, now_ms: u64, member: u64, picked: Picked) -> (Vec<LeaseRun>, u64) {
+        self.handed_out = true;
         let Picked { mut ranges, messages, .. } = picked;
         if !ranges.is_sorted() {
             ranges.sort_unstable();
@@ -261,6 +269,11 @@ impl Dispatcher {
         (runs, dispatch_number)
     }
 
+    /// Whether something that is out was not read: its key is not known.
+    fn must_read_on(&self) -> bool {
+        self.policy.key_order && self.ahead_end < self.out_end
+    }
+
     /// Whether reading on could bring something to hand out.
     fn wants_to_read(&self, end: u64) -> bool {
         // With key order a retry goes out when it was read, also if no new message may.
@@ -268,7 +281,9 @@ impl Dispatcher {
             || self.policy.key_order && self.held.range(self.ahead_end..).next().is_some();
         self.ahead_end < end
             && self.holes.is_empty()
-            && if self.room() > 0 {
+            && if self.must_read_on() {
+                true
+            } else if self.room() > 0 {
                 self.ahead.is_empty() && self.keys.blocked() < QUEUE_BLOCKED_MAX
             } else {
                 unread_retries()
@@ -280,6 +295,7 @@ impl Dispatcher {
         let fresh = !self.ahead.is_empty() && self.room() > 0;
         !self.policy.paused
             && self.breaker.lets_out() != LetsOut::Nothing
+            && (!self.must_read_on() || self.wants_to_read(end))
             && (!self.ready.is_empty() || fresh || self.wants_to_read(end))
     }
 
@@ -373,7 +389,17 @@ impl Dispatcher {
         if is_dead {
             return;
         }
-        let is_first = hash == 0 || self.keys.enter(offset, hash, weight);
+        let out = self.held.get(&offset).is_some_and(Held::is_out);
+        let is_first = hash == 0
+            || match self.keys.enter(offset, hash, weight, out) {
+                Entered::First => true,
+                Entered::Blocked => false,
+                Entered::Blocks(other) => {
+                    self.ahead.remove(other, other + 1);
+                    self.ready.remove(&other);
+                    false
+                }
+            };
         match self.held.get_mut(&offset) {
             Some(held) => {
                 held.weight = weight;
@@ -391,6 +417,12 @@ impl Dispatcher {
         let Some(held) = self.held.get(&offset) else { return };
         if held.acking {
             return;
+        }
+        let held = *held;
+        if !held.is_out()
+            && let Some(free) = self.keys.back(offset)
+        {
+            self.came_free(free);
         }
         match held.state {
             HeldState::Waiting if held.time > self.wall_ms => {
@@ -441,11 +473,17 @@ impl Dispatcher {
         if !self.policy.key_order {
             return;
         }
-        let Some((next, weight)) = self.keys.leave(offset) else { return };
-        if self.held.contains_key(&next) {
-            self.index(next);
+        if let Some(free) = self.keys.leave(offset) {
+            self.came_free(free);
+        }
+    }
+
+    /// A message waits for no other one of its key any more.
+    fn came_free(&mut self, (offset, weight): (u64, u32)) {
+        if self.held.contains_key(&offset) {
+            self.index(offset);
         } else {
-            self.ahead.insert(AheadRun { start: next, end: next + 1, weight });
+            self.ahead.insert(AheadRun { start: offset, end: offset + 1, weight });
         }
     }
 
@@ -474,7 +512,13 @@ impl Dispatcher {
         if held.attempt == 0 && held.failures == 0 && offset < self.ahead_end {
             let weight = held.weight;
             self.held.remove(&offset);
-            self.ahead.insert(AheadRun { start: offset, end: offset + 1, weight });
+            match self.keys.back(offset) {
+                Some(free) => self.came_free(free),
+                None if self.keys.blocker(offset).is_none() => {
+                    self.ahead.insert(AheadRun { start: offset, end: offset + 1, weight });
+                }
+                None => {}
+            }
         } else {
             self.release(offset);
         }

@@ -68,6 +68,18 @@ impl Held {
         self.member == member && self.attempt == attempt
     }
 
+    /// Whether a consumer has it, or what it said of it is not committed.
+    pub(super) fn is_out(&self) -> bool {
+        self.acking
+            || match self.state {
+                HeldState::Leased
+                | HeldState::Returning
+                | HeldState::GivenBack
+                | HeldState::Dying => true,
+                HeldState::Waiting | HeldState::Doomed | HeldState::Dead => false,
+            }
+    }
+
     pub(super) fn is_leased(&self) -> bool {
         self.state == HeldState::Leased && !self.acking
     }

@@ -70,6 +70,7 @@ impl Dispatcher {
         self.breaker.reset();
         self.deadline_bound = u64::MAX;
         self.read_again();
+        self.handed_out = false;
         self.begun = false;
         lost
     }
@@ -77,9 +78,16 @@ impl Dispatcher {
     /// Reads ahead from the floor again; what is held stays held.
     fn read_again(&mut self) {
         self.ahead.clear();
-        self.keys.clear();
+        self.forget_keys();
         self.holes.clear();
         self.ready.clear();
+    }
+
+    /// The keys are to be read again; those of what is out before anything else goes out.
+    pub(super) fn forget_keys(&mut self) {
+        self.keys.clear();
+        let out = self.held.iter().filter(|(_, held)| held.is_out());
+        self.out_end = out.map(|(offset, _)| *offset + 1).last().unwrap_or(0);
     }
 
     /// Goes on by another policy.

@@ -429,7 +429,7 @@ impl Dispatcher {
         let from = if self.policy.key_order {
             // The order of keys is that of reading: all of it is read again.
             self.ready.clear();
-            self.keys.clear();
+            self.forget_keys();
             committed.queue.floor().0
         } else {
             from.0

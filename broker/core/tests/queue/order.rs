@@ -57,6 +57,45 @@ fn keys_stay_in_order_under_the_next_leader() {
     assert_eq!(stage.lease(1, 9), [(0, 1, 1)]);
 }
 
+// C2
+#[test]
+fn a_lease_that_ended_is_not_found_again_before_an_earlier_one_of_its_key() {
+    let mut stage = Stage::new(policy());
+    stage.key_of = |_| 7;
+    stage.publish(2);
+    stage.attach(1);
+    stage.attach(2);
+    let got = stage.lease(1, 9);
+    assert_eq!(got.len(), 2, "there is no order yet");
+    stage.set_policy(QueuePolicy { key_order: true, ..policy() });
+    stage.nack(1, got[0], Some(600_000));
+    assert_eq!(stage.out(2, 9), [], "1 is out, and 0 waits for its time");
+    stage.wait(u64::from(policy().lease_ms) + 1);
+    assert_eq!(stage.take_lost(1), [1]);
+    stage.wait(60_000);
+    let found = stage.attach_holding(1, &[(1, 1)]);
+    assert_eq!(found, [], "its lease has ended, and it is not its turn");
+}
+
+// C2
+#[test]
+fn a_key_waits_for_what_went_out_before_there_was_order() {
+    let mut stage = Stage::new(policy());
+    stage.key_of = |_| 7;
+    stage.publish(3);
+    stage.attach(1);
+    stage.attach(2);
+    let got = stage.lease(1, 9);
+    assert_eq!(got.len(), 3);
+    stage.set_policy(QueuePolicy { key_order: true, ..policy() });
+    stage.nack(1, got[0], Some(0));
+    assert_eq!(stage.out(2, 9), [], "1 and 2 are out");
+    assert_eq!(stage.ack(1, 1, 1), None);
+    assert_eq!(stage.out(2, 9), []);
+    assert_eq!(stage.ack(1, 2, 1), None);
+    assert_eq!(stage.out(2, 9), [0]);
+}
+
 fn single() -> Stage {
     let mut stage = Stage::new(QueuePolicy { single_active: true, ..policy() });
     stage.publish(6);

@@ -83,6 +83,11 @@ impl Stage {
         self.follow(decision);
     }
 
+    pub(crate) fn set_policy(&mut self, policy: QueuePolicy) {
+        self.policy = policy;
+        self.partition.set_queue_policy(QUEUE, self.policy.clone());
+    }
+
     /// The leader's memory is lost; what is committed is not.
     pub(crate) fn change_leader(&mut self) {
         self.leader_epoch += 1;

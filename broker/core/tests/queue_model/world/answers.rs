@@ -123,6 +123,12 @@ impl World {
                 taken.insert(*offset, *lease);
             }
         }
+        for offset in said.keys().filter(|_| counts) {
+            // The end of the lease may not have been written: then this takes it.
+            if let Some(lease) = self.ended.get_mut(offset) {
+                lease.sure = false;
+            }
+        }
         let (action, releases) = match self.random.below(4) {
             0 => {
                 self.counts.hit("release");

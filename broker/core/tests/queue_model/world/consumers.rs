@@ -61,6 +61,11 @@ impl World {
                 self.leases.remove(&offset);
             }
         }
+        // Whose end could not be written stays a lease, and is given back by whoever does not name it.
+        let unnamed = self.ended.iter_mut().filter(|(offset, _)| !held.contains_key(offset));
+        unnamed
+            .filter(|(_, lease)| lease.member == consumer.key)
+            .for_each(|(_, lease)| lease.sure = false);
         for (offset, attempt) in found {
             if earlier {
                 self.counts.hit("bound again after a crash");
@@ -145,7 +150,8 @@ impl World {
             messages: u32::try_from(self.random.below(8)).unwrap(),
             bytes: self.random.below(600),
         };
-        for _ in 0..20 {
+        // Much may be settled, or wait for its key.
+        for _ in 0..200 {
             let key = self.consumers[at].key;
             match self.partition.lease(self.now, QUEUE, MemberKey(key), credit) {
                 LeaseStep::LookAhead { from, until } => {
@@ -297,6 +303,14 @@ impl World {
                     && self.is_readable(*other)
             });
             assert_eq!(earlier, None, "{offset} goes out before an earlier one of its key");
+            let later = self.leases.keys().find(|other| {
+                **other > offset
+                    && key_of(**other) == key_of(offset)
+                    && self.naive.is_unsettled(**other)
+                    && self.is_readable(offset)
+                    && self.is_readable(**other)
+            });
+            assert_eq!(later, None, "{offset} goes out while a later one of its key is out");
         }
         if attempt == 1 && failures == 0 {
             self.counts.hit("first hand-out");
