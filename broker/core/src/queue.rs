@@ -20,6 +20,7 @@ mod attach;
 mod breaker;
 mod check;
 mod dispatch;
+mod gone;
 mod held;
 mod keys;
 mod members;
@@ -33,6 +34,7 @@ mod view;
 
 pub(crate) use attach::Holds;
 pub(crate) use dispatch::{Committed, Dispatcher, Leased};
+pub(crate) use gone::Gone;
 pub(crate) use settle::{Speaks, Verdict};
 pub(crate) use settled::merge;
 pub use settled::{OffsetRange, SettledSet};

@@ -9,15 +9,22 @@
 //! u32 count | count x (a letter as in a DeadIntent entry)
 //! u32 count | count x (16 topic | u32 partition | u64 next sequence)
 //! ```
+//! What left a queue otherwise than by an ack stands in a section, left out while there is none:
+//! ```text
+//! u32 count | count x (16 subscription | u32 runs | runs x (u64 start | u64 end))
+//! ```
 
 use std::collections::BTreeMap;
 
+use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
-use postrider_protocol::types::{Offset, Sequence};
+use postrider_protocol::types::{Offset, Sequence, SubscriptionId};
 
 use super::queue_commands::{put_runs, take_reason, take_runs};
 use super::snapshot::take_map;
-use crate::queue::{DeadLetter, DeadTarget, Failure, QueueState, SettledSet, Totals};
+use crate::queue::{
+    DeadLetter, DeadTarget, Failure, Gone, OffsetRange, QueueState, SettledSet, Totals,
+};
 
 impl Wire for QueueState {
     const BYTES_MIN: usize = 3 * 8 + 4 + 5 * 8 + 3 * 4;
@@ -59,8 +66,58 @@ impl Wire for QueueState {
         let letters: Vec<DeadLetter> = input.take()?;
         let next_dead = take_map::<DeadTarget, Sequence>(input)?;
         let dead = by_name(letters)?;
-        Ok(Self { sub_epoch, start, settled, failures, dead, next_dead, totals, reopened })
+        // Stands in a section of its own.
+        let gone = Gone::default();
+        Ok(Self { sub_epoch, start, settled, failures, dead, next_dead, totals, reopened, gone })
     }
+}
+
+/// The section's tag in a snapshot.
+pub(super) const GONE_SECTION: u8 = 4;
+
+/// What left queues otherwise than by an ack; none if nothing did.
+pub(super) fn encode_gone(queues: &BTreeMap<SubscriptionId, QueueState>) -> Option<Bytes> {
+    let with_some: Vec<(&SubscriptionId, &Gone)> = queues
+        .iter()
+        .map(|(id, queue)| (id, queue.gone()))
+        .filter(|(_, gone)| gone.runs().len() > 0)
+        .collect();
+    if with_some.is_empty() {
+        return None;
+    }
+    let mut bytes = BytesMut::new();
+    let mut out = Writer::new(&mut bytes);
+    out.count(with_some.len());
+    for (id, gone) in with_some {
+        out.put(id);
+        out.count(gone.runs().len());
+        for run in gone.runs() {
+            out.put(&run.start);
+            out.put(&run.end);
+        }
+    }
+    Some(bytes.freeze())
+}
+
+pub(super) fn decode_gone(
+    section: &[u8],
+    queues: &mut BTreeMap<SubscriptionId, QueueState>,
+) -> Result<(), DecodeError> {
+    let mut input = Reader::new(section);
+    let count: u32 = input.take()?;
+    let mut last = None;
+    for _ in 0..count {
+        let id: SubscriptionId = input.take()?;
+        if last.replace(id).is_some_and(|last| last >= id) {
+            return Err(DecodeError::Invalid("order of queues"));
+        }
+        let runs: Vec<(Offset, Offset)> = input.take()?;
+        let runs = runs.into_iter().map(|(start, end)| OffsetRange { start, end }).collect();
+        let gone = Gone::from_runs(runs).ok_or(DecodeError::Invalid("runs of a queue"))?;
+        let queue = queues.get_mut(&id).ok_or(DecodeError::Invalid("queue of a section"))?;
+        queue.gone = gone;
+    }
+    input.finish()
 }
 
 /// Letters in the order of their names.

@@ -27,6 +27,7 @@ use postrider_protocol::types::{Offset, ProducerId, Sequence, SubscriptionId, Ti
 use super::command::SubscriptionMode;
 use super::delay_snapshot::{self, DELAY_SECTION};
 use super::producers::{ProducerSession, Producers, Run, RunPlace};
+use super::queue_snapshot::{self, GONE_SECTION};
 use super::state::{APPLY_VERSION, EpochRange, PartitionState};
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::cursors::Position;
@@ -66,8 +67,11 @@ impl PartitionState {
             out.put(queue);
         }
         let delays = delay_snapshot::encode(&self.delays, &self.producers);
-        let sections: Vec<(u8, Bytes)> =
-            delays.map(|bytes| (DELAY_SECTION, bytes)).into_iter().collect();
+        let gone = queue_snapshot::encode_gone(&self.queues);
+        let sections: Vec<(u8, Bytes)> = [(DELAY_SECTION, delays), (GONE_SECTION, gone)]
+            .into_iter()
+            .filter_map(|(tag, bytes)| Some((tag, bytes?)))
+            .collect();
         put_sections(&mut out, &sections);
         bytes.freeze()
     }
@@ -116,6 +120,9 @@ impl PartitionState {
             Some(section) => delay_snapshot::decode(section, end.index, &mut producers)?,
             None => DelayLane::default(),
         };
+        if let Some(section) = sections.remove(&GONE_SECTION) {
+            queue_snapshot::decode_gone(section, &mut queues)?;
+        }
         check_runs(&producers)?;
         if let Some(tag) = sections.keys().next() {
             return Err(SnapshotError::Section(*tag));

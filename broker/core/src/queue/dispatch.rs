@@ -9,7 +9,7 @@
 //! Bounds: `held` has at most `unsettled_max` messages, and those with state from before; the rest is
 //! bounded by what was read ahead.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 use postrider_protocol::message::{LeaseRun, QueuePolicy};
 use postrider_protocol::types::{Offset, PartitionId, TopicId};
@@ -70,8 +70,6 @@ pub(crate) struct Dispatcher {
     pub(crate) idle: bool,
     /// The newest wall time seen, in ms.
     pub(super) wall_ms: u64,
-    /// What left the queue otherwise than by an ack, the newest last; see `note_gone`.
-    pub(super) gone: VecDeque<(u64, u64)>,
 }
 
 /// What a request for messages comes to.
@@ -117,7 +115,6 @@ impl Dispatcher {
             picked_retry: false,
             idle: false,
             wall_ms: 0,
-            gone: VecDeque::new(),
         }
     }
 

@@ -7,9 +7,8 @@ use postrider_protocol::types::Offset;
 
 use super::dispatch::{Committed, Dispatcher};
 use super::held::{Held, HeldState, NOBODY};
-use super::settled::{OffsetRange, merge};
+use super::settled::OffsetRange;
 use super::state::{DeadCause, ReturnCause};
-use crate::limits::GONE_RUNS_MAX;
 
 /// Which of the messages that a request names it may settle.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -56,7 +55,7 @@ impl Dispatcher {
             let mut at = first;
             for (offset, held) in self.held.range(first..end) {
                 if at < *offset {
-                    self.judge_unheld(committed, at, *offset, &mut judged);
+                    Self::judge_unheld(committed, at, *offset, &mut judged);
                 }
                 at = *offset + 1;
                 let counts = match speaks {
@@ -83,60 +82,23 @@ impl Dispatcher {
                 }
             }
             if at < end {
-                self.judge_unheld(committed, at, end, &mut judged);
+                Self::judge_unheld(committed, at, end, &mut judged);
             }
         }
         judged
     }
 
     /// Messages that nobody has: settled ones, and others that are not handed out.
-    fn judge_unheld(&self, committed: Committed<'_>, start: u64, end: u64, judged: &mut Judged) {
+    fn judge_unheld(committed: Committed<'_>, start: u64, end: u64, judged: &mut Judged) {
         let missing = committed.queue.settled().missing_in(OffsetRange::new(start, end));
         let mut at = start;
         for part in missing {
-            self.judge_settled(at, part.start.0, judged);
+            judge_settled(committed, at, part.start.0, judged);
             let lost = SettleProblem::LeaseLost;
             push_exception(&mut judged.exceptions, part.start.0, part.end.0, lost);
             at = part.end.0;
         }
-        self.judge_settled(at, end, judged);
-    }
-
-    fn judge_settled(&self, start: u64, end: u64, judged: &mut Judged) {
-        let mut at = start;
-        for (gone_start, gone_end) in self.gone_in(start, end) {
-            let acked = SettleProblem::AlreadyAcked;
-            push_exception(&mut judged.exceptions, at, gone_start, acked);
-            push_exception(&mut judged.exceptions, gone_start, gone_end, SettleProblem::Gone);
-            at = gone_end;
-        }
-        push_exception(&mut judged.exceptions, at, end, SettleProblem::AlreadyAcked);
-    }
-
-    /// Parts of a range that left the queue otherwise than by an ack, in order, as far as is remembered.
-    fn gone_in(&self, start: u64, end: u64) -> Vec<(u64, u64)> {
-        let mut gone: Vec<OffsetRange> = self
-            .gone
-            .iter()
-            .map(|range| OffsetRange::new(range.0.max(start), range.1.min(end)))
-            .filter(|range| range.start < range.end)
-            .collect();
-        merge(&mut gone);
-        gone.into_iter().map(|range| (range.start.0, range.end.0)).collect()
-    }
-
-    /// Remembers that messages left the queue otherwise than by an ack. Bound: the newest runs.
-    pub(super) fn note_gone(&mut self, start: u64, end: u64) {
-        if let Some(last) = self.gone.back_mut()
-            && last.1 == start
-        {
-            last.1 = end;
-            return;
-        }
-        if self.gone.len() == GONE_RUNS_MAX {
-            self.gone.pop_front();
-        }
-        self.gone.push_back((start, end));
+        judge_settled(committed, at, end, judged);
     }
 
     /// The consumer has begun with what was handed out before this number.
@@ -194,7 +156,6 @@ impl Dispatcher {
         for range in ranges {
             if !acked {
                 self.evicted(*range);
-                self.note_gone(range.start.0, range.end.0);
             }
             self.forget(range.start.0, range.end.0);
         }
@@ -334,7 +295,6 @@ impl Dispatcher {
 
     /// A dead letter is published.
     pub(crate) fn buried(&mut self, offset: u64) {
-        self.note_gone(offset, offset + 1);
         self.forget(offset, offset + 1);
     }
 
@@ -438,6 +398,16 @@ impl Dispatcher {
         self.ahead_end = self.ahead_end.min(from);
         self.holes.retain(|hole| hole.1 <= from);
     }
+}
+
+fn judge_settled(committed: Committed<'_>, start: u64, end: u64, judged: &mut Judged) {
+    let mut at = start;
+    for gone in committed.queue.gone().parts_in(start, end) {
+        push_exception(&mut judged.exceptions, at, gone.start.0, SettleProblem::AlreadyAcked);
+        push_exception(&mut judged.exceptions, gone.start.0, gone.end.0, SettleProblem::Gone);
+        at = gone.end.0;
+    }
+    push_exception(&mut judged.exceptions, at, end, SettleProblem::AlreadyAcked);
 }
 
 fn push_range(ranges: &mut Vec<OffsetRange>, offset: u64) {

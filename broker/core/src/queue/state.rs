@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use postrider_protocol::types::{Offset, PartitionId, Sequence, TimestampMs, TopicId};
 
+use super::gone::Gone;
 use super::settled::{OffsetRange, SettledSet};
 
 /// Why a message came back.
@@ -132,6 +133,7 @@ pub struct QueueState {
     pub(crate) next_dead: BTreeMap<DeadTarget, Sequence>,
     pub(crate) totals: Totals,
     pub(crate) reopened: u64,
+    pub(crate) gone: Gone,
 }
 
 impl QueueState {
@@ -145,6 +147,7 @@ impl QueueState {
             next_dead: BTreeMap::new(),
             totals: Totals::default(),
             reopened: 0,
+            gone: Gone::default(),
         }
     }
 
@@ -195,6 +198,11 @@ impl QueueState {
         self.reopened
     }
 
+    /// Which messages left otherwise than by an ack, as far as is remembered.
+    pub(crate) fn gone(&self) -> &Gone {
+        &self.gone
+    }
+
     /// Messages below `end` that are not settled.
     #[must_use]
     pub fn unsettled(&self, end: Offset) -> u64 {
@@ -226,6 +234,9 @@ impl QueueState {
         for range in ranges {
             let range = OffsetRange { start: range.start, end: range.end.min(at) };
             count += self.settled.insert(range);
+            if how != SettleHow::Acked {
+                self.gone.note(range);
+            }
             self.forget_failures(range);
         }
         match how {
@@ -277,6 +288,7 @@ impl QueueState {
         for offset in offsets {
             let known = self.dead.remove(&(sub_epoch, *offset)).is_some();
             if known && sub_epoch == self.sub_epoch {
+                self.gone.note(one(*offset));
                 self.totals.dead += self.settled.insert(one(*offset));
             }
         }
@@ -291,8 +303,12 @@ impl QueueState {
             .map(|((_, offset), _)| *offset)
             .collect();
         for offset in dying {
+            self.gone.note(one(offset));
             self.totals.dead += self.settled.insert(one(offset));
         }
+        let left = self.settled.missing_in(OffsetRange::new(0, to.0.min(at.0)));
+        left.into_iter().for_each(|range| self.gone.note(range));
+        self.gone.reopen_from(to);
         let (evicted, reopened) = self.settled.reset(to, at);
         self.totals.evicted += evicted;
         self.reopened += reopened;

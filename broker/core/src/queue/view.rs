@@ -158,8 +158,7 @@ impl Dispatcher {
     }
 
     fn why_settled(&self, queue: &QueueState, offset: Offset, why: &mut Why) {
-        let gone = self.gone.iter().any(|(start, end)| (*start..*end).contains(&offset.0));
-        if gone || offset < queue.start() {
+        if queue.gone().contains(offset) || offset < queue.start() {
             why.state = "gone";
             why.text =
                 "the message left the queue without an ack: dead-lettered, purged, sought past, \
