@@ -7,7 +7,7 @@
 //!   target: publish in the session of (subscription, source, target), numbered by the intent
 //!   target: Committed or Duplicate -> confirmed -> [tick] source: DeadDone
 //! ```
-//! A crash anywhere leaves the intent; all of it is done again at the first use of the source, and the
+//! A crash anywhere leaves the intent; all of it is done again after the start, and the
 //! session in the target knows what it has stored. Letters of one target are published in their order, and
 //! none after one that was refused: a session takes back no number that it has passed.
 

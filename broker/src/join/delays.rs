@@ -15,6 +15,7 @@ use bytes::Bytes;
 use postrider_core::Now;
 use postrider_core::delay::Due;
 use postrider_core::partition::{PartitionState, Payload};
+use postrider_core::queue::QueueState;
 use postrider_protocol::batch::{Batch, BatchBuilder, DecodeLimits};
 use postrider_protocol::entry::{Entry, EntryKind};
 use postrider_protocol::types::{
@@ -117,8 +118,8 @@ fn rebuilt(entry: &Entry, due: &Due) -> Result<Batch, String> {
     Ok(builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(0)))
 }
 
-/// Looks once, after the start, which partitions hold delayed messages, and has those lead: nobody else
-/// would before a client comes. Others stay as they are, unread.
+/// Looks once, after the start, which partitions hold delayed messages or letters for a dead letter topic, and
+/// has those lead: nobody else would before a client comes. Others stay as they are, unread.
 #[derive(Default)]
 pub(crate) struct Finder {
     /// What is left to look at. Bound: the topics.
@@ -126,7 +127,7 @@ pub(crate) struct Finder {
 }
 
 impl Finder {
-    /// Whether every partition that holds delayed messages leads. Until then nothing may be removed.
+    /// Whether every partition that holds such leads. Until then nothing may be removed.
     pub(crate) fn is_done(&self) -> bool {
         self.left.as_ref().is_some_and(VecDeque::is_empty)
     }
@@ -153,7 +154,7 @@ impl Finder {
     }
 }
 
-/// Has a partition lead if it may hold delayed messages; tells how many entries were looked at.
+/// Has a partition lead if it may have something to do; tells how many entries were looked at.
 fn look(topic: &TopicHandle, id: PartitionId, now: Now) -> u64 {
     let unread = match topic.opened(id) {
         Some(partition) => partition.unread(),
@@ -165,18 +166,21 @@ fn look(topic: &TopicHandle, id: PartitionId, now: Now) -> u64 {
         let lead =
             topic.partition(id).and_then(|partition| partition.lead(now, |_leader, _turn| ()));
         if let Err(error) = lead {
-            tracing::error!(topic = topic.name, partition = %id, %error, "delayed messages wait");
+            tracing::error!(topic = topic.name, partition = %id, %error, "delayed messages or dead letters wait");
         }
     }
     entries
 }
 
-/// Whether a log holds delayed messages as far as can be told without folding it: its snapshot has some, or
-/// some were published since. Bodies are not read.
+/// Whether a log holds delayed messages or dead letters as far as can be told without folding it: its snapshot
+/// has some, or some came since. Bodies are not read.
 fn may_hold(log: &Log, snapshot: Option<(EntryIndex, Bytes)>) -> (bool, u64) {
     let state = snapshot.and_then(|(_, bytes)| PartitionState::decode_snapshot(&bytes).ok());
     let state = state.unwrap_or_default();
-    if !state.delays().is_empty() {
+    // What has failed may be about to die.
+    let may_die =
+        |queue: &QueueState| queue.dead_letters().next().is_some() || !queue.failures().is_empty();
+    if state.queues().any(|(_, queue)| may_die(queue)) || !state.delays().is_empty() {
         return (true, 0);
     }
     let (mut at, mut count) = (state.end().index, 0);
@@ -185,7 +189,7 @@ fn may_hold(log: &Log, snapshot: Option<(EntryIndex, Bytes)>) -> (bool, u64) {
         at = match log.entries(at, end, WALK_BYTES) {
             Ok(entries) => {
                 count += entries.len() as u64;
-                if entries.iter().any(|entry| entry.header.kind == EntryKind::Delayed) {
+                if entries.iter().any(|entry| is_work(entry.header.kind)) {
                     return (true, count);
                 }
                 let Some(last) = entries.last() else { return (true, count) };
@@ -198,4 +202,8 @@ fn may_hold(log: &Log, snapshot: Option<(EntryIndex, Bytes)>) -> (bool, u64) {
         };
     }
     (false, count)
+}
+
+fn is_work(kind: EntryKind) -> bool {
+    matches!(kind, EntryKind::Delayed | EntryKind::Return | EntryKind::DeadIntent)
 }

@@ -404,12 +404,23 @@ fn a_dead_letter_whose_confirm_was_lost_in_a_crash_is_not_stored_twice() {
         disk.crash(CrashKind::Power);
         drop(broker);
         let broker = open_sim(&disk.reopen());
-        let mut worker = Worker::new(&broker, "jobs", 1);
+        // Nobody comes: the letters go out by themselves.
         pass(&broker, 25, 2_000);
-        assert!(worker.leases().is_empty(), "all are dead ({steps})");
         let letters = dead_letters(&broker);
         let values: Vec<u64> = letters.iter().map(|(value, _)| value.parse().unwrap()).collect();
+        if steps == 0 && values.is_empty() {
+            // The rejects were lost with the power.
+            continue;
+        }
         assert_eq!(values, (0..40).collect::<Vec<u64>>(), "in order, each once ({steps})");
+        let mut worker = Worker::new(&broker, "jobs", 1);
+        let late = worker.ack(&leased).unwrap();
+        assert!(
+            late.exceptions.iter().all(|exception| exception.problem == SettleProblem::Gone),
+            "nobody acknowledged them: {:?}",
+            late.exceptions
+        );
+        assert!(worker.leases().is_empty(), "all are dead ({steps})");
     }
 }
 

@@ -57,6 +57,17 @@ impl<R: Clone> Partition<R> {
         }
     }
 
+    /// Takes up what failed before this leadership, though no consumer may ever come: it may be about to die. To
+    /// be called after the policy was told.
+    pub fn begin_queue(&mut self, now: Now, id: SubscriptionId) {
+        self.clock = now;
+        let Some(queue) = self.queues.get_mut(&id) else { return };
+        let Some(committed) = committed(&self.state, &self.tail_subscriptions, id) else { return };
+        if !committed.queue.failures().is_empty() {
+            queue.begin(now, committed);
+        }
+    }
+
     /// Tells where dead letters of a queue subscription go: when the partition is opened if the topic
     /// exists, and after it was created, which `Effect::DeadLetters` asks for. Until then messages that
     /// are to die wait.

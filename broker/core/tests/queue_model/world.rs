@@ -242,6 +242,9 @@ impl World {
         self.partition.set_queue_policy(QUEUE, self.policy.clone());
         self.target = self.random.one_in(2);
         self.tell_target();
+        if self.random.one_in(2) {
+            self.partition.begin_queue(self.now, QUEUE);
+        }
         let route = self.ask(Asked::Subscribe);
         let start = SubscribeStart::Latest;
         let mode = SubscriptionMode::Queue;

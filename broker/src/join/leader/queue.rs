@@ -87,6 +87,7 @@ impl Leader {
             if let Some(policy) = &subscription.queue {
                 self.core.set_queue_policy(subscription.id, policy.clone());
                 self.core.set_dead_letter_target(subscription.id, None);
+                self.core.begin_queue(turn.now, subscription.id);
                 if self.core.dead_intents(subscription.id).next().is_some() {
                     partition.hub.dead_letters.want(partition, subscription.id);
                 }
