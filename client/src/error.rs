@@ -237,6 +237,9 @@ pub enum FlushError {
     /// A message was not stored, or it is not known.
     #[error("not everything that was enqueued is stored: {}", SendError::from_failure(.0))]
     Failed(Arc<PublishFailure>),
+    /// No broker said in time that it has read what was sent without asking for acks.
+    #[error("it is not known whether the broker has read what was sent: {0}")]
+    NotRead(AdminError),
     /// The client was closed meanwhile.
     #[error("the client was closed while it was flushed")]
     Closed,
@@ -246,7 +249,11 @@ impl FlushError {
     /// Whether some message may be stored all the same.
     #[must_use]
     pub fn is_unknown(&self) -> bool {
-        matches!(self, Self::Failed(failure) if matches!(**failure, PublishFailure::Unknown(_)))
+        match self {
+            Self::Failed(failure) => matches!(**failure, PublishFailure::Unknown(_)),
+            Self::NotRead(_) => true,
+            Self::Closed => false,
+        }
     }
 
     /// Flushing again waits for nothing that has failed: never.

@@ -65,6 +65,7 @@ pub mod core;
 mod delayed;
 mod delivery;
 mod error;
+mod fire;
 mod group;
 mod io;
 mod message;
@@ -105,6 +106,7 @@ pub use self::{
         AckError, AdminError, Attempt, ConnectError, ConsumeError, FlushError, OpenError,
         ReadError, RequestError, RespondError, SendError, SettleError, TrySendError,
     },
+    fire::FireAndForget,
     group::{GroupEvent, GroupMember, GroupMemberBuilder},
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},

@@ -24,6 +24,7 @@ use crate::{
     },
     delayed::DelayId,
     error::{FlushError, OpenError, SendError, TrySendError},
+    fire::FireAndForget,
     payload::Encode,
     record::{Receipt, Record},
 };
@@ -111,6 +112,18 @@ impl<C> ProducerBuilder<C> {
             Some(Err(error)) => Err(OpenError::from_body(error)),
             None => Err(OpenError::Closed),
         }
+    }
+
+    /// Opens a producer that asks for no acks: see [`FireAndForget`].
+    ///
+    /// # Errors
+    /// As [`ProducerBuilder::build`].
+    ///
+    /// # Cancel safety
+    /// As [`ProducerBuilder::build`].
+    pub async fn fire_and_forget(mut self) -> Result<FireAndForget<C>, OpenError> {
+        self.options.forgets = true;
+        Ok(FireAndForget::new(self.build().await?))
     }
 
     fn check(&self) -> Result<(), OpenError> {
@@ -261,6 +274,16 @@ impl<C> Producer<C> {
         }
     }
 
+    /// Messages that the broker said it did not take, of a producer without acks.
+    pub(crate) fn refused(&self) -> u64 {
+        self.open.handle.shared.with(|engine| engine.refused_messages(self.open.key))
+    }
+
+    /// The connection that it shares.
+    pub(crate) fn handle(&self) -> &Arc<Handle> {
+        &self.open.handle
+    }
+
     fn place(&self, parts: &MessageParts<'_>, ticket: Option<Ticket>) -> Enqueue {
         let shared = &self.open.handle.shared;
         shared.with(|engine| engine.enqueue(self.open.key, || shared.clock(), parts, ticket))
@@ -406,5 +429,6 @@ fn receipt(outcome: &BatchOutcome, place: u32) -> Result<Receipt, SendError> {
             })
         }
         BatchOutcome::Failed(failure) => Err(SendError::from_failure(failure)),
+        BatchOutcome::Sent => unreachable!("who forgets what it sends gives out no acks"),
     }
 }

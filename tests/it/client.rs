@@ -93,6 +93,26 @@ fn pipelined_producer_neither_loses_nor_doubles_when_the_broker_is_killed() -> R
 }
 
 #[test]
+fn messages_without_acks_are_stored_in_order_once_a_flush_returned() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let command = broker(dir.path())?;
+    let broker = command.start()?;
+    let runtime = runtime()?;
+    let client = runtime.block_on(connect(&command))?;
+    runtime.block_on(async {
+        let numbers = client.producer::<Raw>("numbers").fire_and_forget().await?;
+        for number in 0..20_000 {
+            numbers.send(Record::new(number.to_string())).await?;
+        }
+        numbers.flush().await?;
+        ensure!(numbers.refused() == 0, "{} were refused", numbers.refused());
+        read_numbers(&client, 20_000).await
+    })?;
+    ensure!(broker.terminate()?.success(), "the broker did not end in order");
+    Ok(())
+}
+
+#[test]
 fn open_reader_and_durable_subscriber_continue_behind_a_restart() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let command = broker(dir.path())?;

@@ -130,6 +130,8 @@ pub enum BatchOutcome {
     Stored(Stored),
     /// Not stored, or not known.
     Failed(Arc<PublishFailure>),
+    /// Handed to the connection; nobody asked for more.
+    Sent,
 }
 
 /// What names a stored batch's messages.

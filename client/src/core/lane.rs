@@ -17,7 +17,7 @@ use bytes::Bytes;
 use postrider_protocol::{
     batch::{Batch, BatchBuilder},
     error::{ErrorBody, ErrorCode, Retry},
-    message::{ConfirmRun, DelayId, Outcome},
+    message::{AckLevel, ConfirmRun, DelayId, Outcome},
     types::{LeaderEpoch, Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, TimestampMs},
 };
 
@@ -172,6 +172,7 @@ pub(crate) struct Sending {
     pub(crate) count: u32,
     pub(crate) resolved_upto: Sequence,
     pub(crate) deliver_at: Option<TimestampMs>,
+    pub(crate) ack: AckLevel,
     pub(crate) batch: Batch,
 }
 
@@ -420,8 +421,33 @@ impl Lane {
             count: flight.count,
             resolved_upto: Sequence(resolved_upto),
             deliver_at: flight.deliver_at,
+            ack: AckLevel::Quorum,
             batch,
         })
+    }
+
+    /// The next batch, which is forgotten once it is sent. Call only after `step` said `Send`.
+    pub(crate) fn send_and_forget(
+        &mut self,
+        session: SessionId,
+        resolutions: &mut Vec<Resolution>,
+    ) -> Option<Sending> {
+        let sending = self.send(session)?;
+        // Nothing is outstanding, so it is the first.
+        let flight = self.ring.pop_front()?;
+        self.outstanding -= 1;
+        self.outstanding_bytes -= flight.wire_bytes;
+        resolutions.push(flight.resolved(BatchOutcome::Sent));
+        Some(Sending { ack: AckLevel::None, ..sending })
+    }
+
+    /// What a refusal of forgotten batches asks of the producer. They are not sent again.
+    pub(crate) fn refused_forgotten(&mut self, now: Duration, error: &ErrorBody) -> Reaction {
+        let Verdict::Again { wait, reaction } = judge_refusal(error) else { return Reaction::None };
+        if wait != Wait::None {
+            self.set_back(now, 0, wait);
+        }
+        reaction
     }
 
     /// Applies one answer. Sequences that are not outstanding any more (timed out) are passed over.
@@ -667,19 +693,12 @@ impl Flight {
 
     fn refused(&mut self, error: &ErrorBody) -> Verdict {
         self.last_error = Some(error.clone());
-        match (error.code, error.code.retry()) {
-            (ErrorCode::OutOfOrderSequence, _) => {
-                Verdict::Again { wait: Wait::None, reaction: Reaction::None }
-            }
-            (ErrorCode::UnknownProducer, _) => again(error, Reaction::ReplaceSession),
-            (ErrorCode::SessionMoved, _) => again(error, Reaction::ResumeSession),
-            (ErrorCode::ProducerFenced, _) => again(error, Reaction::End(error.clone())),
-            // The application must know of a full disk now, not after `delivery_timeout`.
-            (ErrorCode::DiskFull, _) | (_, Retry::Never) => {
+        match judge_refusal(error) {
+            // It may be stored by an earlier send.
+            Verdict::Final(_) => {
                 Verdict::Final(failed(self.failure(&PublishFailure::Rejected(error.clone()))))
             }
-            (_, Retry::RefreshMetadata) => again(error, Reaction::RefreshMetadata),
-            (_, Retry::SameConnection | Retry::Reconnect) => again(error, Reaction::None),
+            again => again,
         }
     }
 
@@ -702,6 +721,24 @@ impl Flight {
 
     fn resolved(self, outcome: BatchOutcome) -> Resolution {
         Resolution { number: self.number, bytes: self.bytes, completion: self.completion, outcome }
+    }
+}
+
+/// What a refusal means for a batch that was sent once.
+fn judge_refusal(error: &ErrorBody) -> Verdict {
+    match (error.code, error.code.retry()) {
+        (ErrorCode::OutOfOrderSequence, _) => {
+            Verdict::Again { wait: Wait::None, reaction: Reaction::None }
+        }
+        (ErrorCode::UnknownProducer, _) => again(error, Reaction::ReplaceSession),
+        (ErrorCode::SessionMoved, _) => again(error, Reaction::ResumeSession),
+        (ErrorCode::ProducerFenced, _) => again(error, Reaction::End(error.clone())),
+        // The application must know of a full disk now, not after `delivery_timeout`.
+        (ErrorCode::DiskFull, _) | (_, Retry::Never) => {
+            Verdict::Final(failed(PublishFailure::Rejected(error.clone())))
+        }
+        (_, Retry::RefreshMetadata) => again(error, Reaction::RefreshMetadata),
+        (_, Retry::SameConnection | Retry::Reconnect) => again(error, Reaction::None),
     }
 }
 

@@ -600,12 +600,13 @@ impl Engine {
             let Some(key) = self.ready.pop_front() else { return };
             let Some(producer) = slot(&mut self.producers, key) else { continue };
             producer.listed = false;
-            let Some(sending) = producer.next_sending(now) else { continue };
+            let Some(sending) = producer.next_sending(now, &mut self.wakes) else { continue };
             let Some(topic) = producer.topic_id() else { continue };
             in_flight += sending.batch.body.len();
             write_publish(topic, sending, out);
             self.dispatched += 1;
             self.list(key);
+            self.remove_if_released(key);
         }
     }
 
@@ -731,6 +732,11 @@ impl Engine {
         if let Some(producer) = slot(&mut self.producers, key.0) {
             producer.leave_line(ticket, &mut self.wakes);
         }
+    }
+
+    /// Messages of a producer without acks that the broker said it did not take.
+    pub fn refused_messages(&mut self, key: ProducerKey) -> u64 {
+        slot(&mut self.producers, key.0).map_or(0, |producer| producer.refused_messages())
     }
 
     /// Sends what is enqueued without waiting for full batches; `done` is answered when all of it has its
@@ -938,7 +944,7 @@ fn write_publish(topic: TopicId, sending: Sending, out: &mut Transmit) {
         leader_epoch: sending.leader_epoch,
         producer: sending.session.producer,
         epoch: sending.session.epoch,
-        ack: postrider_protocol::message::AckLevel::Quorum,
+        ack: sending.ack,
         seq_count: sending.count,
         base_sequence: sending.base_sequence,
         resolved_upto: sending.resolved_upto,

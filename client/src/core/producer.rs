@@ -19,7 +19,7 @@ use std::{
 use postrider_protocol::{
     batch::BATCH_FIELD_BYTES,
     error::{ErrorBody, ErrorCode, Retry},
-    message::{ConfirmRun, Limits, OpenProducerReply, PartitionMetadata, TopicMetadata},
+    message::{ConfirmRun, Limits, OpenProducerReply, Outcome, PartitionMetadata, TopicMetadata},
     record::RECORD_HEADERS_MAX,
     types::{Compression, Durability, TimestampMs, TopicId},
 };
@@ -57,6 +57,8 @@ pub struct ProducerOptions {
     pub compression: Compression,
     /// How long a batch is retried before it ends as unknown, or as not sent.
     pub delivery_timeout: Duration,
+    /// Batches are forgotten once they are sent: no confirm is asked for, and none is sent again.
+    pub forgets: bool,
 }
 
 impl Default for ProducerOptions {
@@ -68,6 +70,7 @@ impl Default for ProducerOptions {
             max_in_flight_batches: 256,
             compression: Compression::None,
             delivery_timeout: Duration::from_secs(120),
+            forgets: false,
         }
     }
 }
@@ -153,6 +156,8 @@ pub(crate) struct Producer {
     flushes: Vec<Flush>,
     opened: Option<Opened>,
     resolutions: Vec<Resolution>,
+    /// Messages that were forgotten, and that the broker said it did not take.
+    refused: u64,
     /// The last handle is gone: the producer leaves once nothing is unresolved.
     pub(crate) released: bool,
     /// The producer is in the engine's list of producers that may have something to send.
@@ -239,6 +244,7 @@ impl Producer {
             flushes: Vec::new(),
             opened: Some(Opened { promise: opened, deadline }),
             resolutions: Vec::new(),
+            refused: 0,
             released: false,
             listed: false,
             options,
@@ -265,6 +271,11 @@ impl Producer {
     /// Whether something has a deadline.
     pub(crate) fn waits(&self) -> bool {
         self.unresolved > 0 || self.opened.is_some() || self.released
+    }
+
+    /// Messages that were forgotten, and that the broker said it did not take.
+    pub(crate) fn refused_messages(&self) -> u64 {
+        self.refused
     }
 
     /// Batches without an outcome.
@@ -552,7 +563,13 @@ impl Producer {
         let at = run.partition.0;
         let Some(lane) = self.lanes.get_mut(to_usize(at)) else { return Ok(()) };
         let before = (lane.outstanding(), lane.outstanding_bytes());
-        let reaction = lane.answer(now, run, &mut self.resolutions)?;
+        let reaction = match &run.outcome {
+            Outcome::Rejected { error } | Outcome::Unknown { error } if self.options.forgets => {
+                self.refused += u64::from(run.count);
+                lane.refused_forgotten(now, error)
+            }
+            _ => lane.answer(now, run, &mut self.resolutions)?,
+        };
         self.outstanding -= before.0 - lane.outstanding();
         self.outstanding_bytes -= before.1 - lane.outstanding_bytes();
         self.settle(wakes);
@@ -612,7 +629,7 @@ impl Producer {
     // Sending.
 
     /// The next batch that may be sent now.
-    pub(crate) fn next_sending(&mut self, now: Duration) -> Option<Sending> {
+    pub(crate) fn next_sending(&mut self, now: Duration, wakes: &mut Wakes) -> Option<Sending> {
         let session = self.session?;
         if !matches!(self.phase, Phase::Active) {
             return None;
@@ -629,6 +646,13 @@ impl Producer {
                     }
                 }
                 Step::Send => {
+                    if self.options.forgets {
+                        let sent = lane.send_and_forget(session, &mut self.resolutions);
+                        let Some(sending) = sent else { continue };
+                        self.list(at);
+                        self.settle(wakes);
+                        return Some(sending);
+                    }
                     let Some(sending) = lane.send(session) else { continue };
                     self.outstanding += 1;
                     self.outstanding_bytes += sending.batch.body.len();

@@ -283,7 +283,10 @@ impl Peer {
             count: head.seq_count,
             outcome,
         };
-        self.out.push_back(event(&Confirm { runs: vec![run] }));
+        let refused = matches!(run.outcome, Outcome::Rejected { .. } | Outcome::Unknown { .. });
+        if refused || head.ack != postrider_protocol::message::AckLevel::None {
+            self.out.push_back(event(&Confirm { runs: vec![run] }));
+        }
         self.deliver();
     }
 

@@ -524,3 +524,77 @@ fn an_idle_connection_gives_a_sign_of_life() {
     }
     assert!(world.engine.is_ready());
 }
+
+fn forgets() -> ProducerOptions {
+    ProducerOptions { forgets: true, ..options() }
+}
+
+#[test]
+fn without_acks_a_batch_ends_when_it_is_sent_and_is_never_sent_again() {
+    let mut world = World::new(1);
+    let key = world.producer(forgets());
+    world.peer.hold = true;
+    let first = world.enqueue(key, "a");
+    world.pump();
+    assert!(matches!(first.outcome(), Some(BatchOutcome::Sent)), "no confirm is waited for");
+    let second = world.enqueue(key, "b");
+    world.pump();
+    assert_eq!(world.peer.published.len(), 2, "nothing waits behind it");
+    world.disconnect(false);
+    let third = world.enqueue(key, "c");
+    assert!(third.outcome().is_none(), "it waits for a connection");
+    world.peer.hold = false;
+    world.connect();
+    world.pump();
+    assert!(matches!(second.outcome(), Some(BatchOutcome::Sent)));
+    assert!(matches!(third.outcome(), Some(BatchOutcome::Sent)));
+    assert_eq!(world.peer.values(0), ["c"], "what was lost with the connection is lost, in order");
+}
+
+#[test]
+fn without_acks_refusals_are_counted_and_the_next_messages_are_stored() {
+    let mut world = World::new(1);
+    let key = world.producer(forgets());
+    world.peer.script.extend([None, refusal(ErrorCode::DiskFull)]);
+    for value in ["a", "b", "c"] {
+        world.enqueue(key, value);
+        world.pump();
+    }
+    assert_eq!(world.engine.refused_messages(key), 1);
+    assert_eq!(
+        world.peer.values(0),
+        ["a", "c"],
+        "a hole in the sequences is given up, not waited for"
+    );
+}
+
+#[test]
+fn without_acks_a_forgotten_session_and_a_new_leader_are_found_again() {
+    for code in [ErrorCode::UnknownProducer, ErrorCode::StaleLeaderEpoch] {
+        let mut world = World::new(1);
+        let key = world.producer(forgets());
+        world.peer.script.push_back(refusal(code));
+        world.enqueue(key, "a");
+        world.pump();
+        world.pass(Duration::from_secs(1));
+        world.enqueue(key, "b");
+        world.pass(Duration::from_secs(1));
+        assert_eq!(world.engine.refused_messages(key), 1, "{code:?}");
+        assert_eq!(world.peer.values(0), ["b"], "{code:?}");
+    }
+}
+
+#[test]
+fn without_acks_what_is_not_sent_is_bounded() {
+    let mut world = World::new(1);
+    let key = world.producer(ProducerOptions { max_in_flight_bytes: 200, ..forgets() });
+    world.disconnect(false);
+    let value = "x".repeat(40);
+    let fits =
+        |world: &mut World| matches!(world.try_enqueue(key, &value, None), Enqueue::Placed { .. });
+    let placed = (0..100).take_while(|_| fits(&mut world)).count();
+    assert!((1..=5).contains(&placed), "{placed}");
+    world.connect();
+    world.pump();
+    assert!(fits(&mut world), "what was sent makes room");
+}

@@ -406,3 +406,22 @@ async fn what_was_enqueued_is_sent_although_every_handle_is_dropped() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn without_acks_a_flush_returns_when_the_broker_has_read_all() {
+    let host = Host::start(1).await;
+    let client = host.client().await;
+    let metrics = client.producer::<Raw>("t").fire_and_forget().await.unwrap();
+    for n in 0..1_000 {
+        metrics.send(Record::new(format!("{n}"))).await.unwrap();
+    }
+    within(metrics.flush()).await.unwrap();
+    assert_eq!(host.with(|peer| peer.values(0).len()), 1_000);
+    assert_eq!(metrics.refused(), 0);
+    host.with(|peer| peer.script.push_back(Some(ErrorBody::new(ErrorCode::DiskFull, "full"))));
+    metrics.send(Record::new("lost")).await.unwrap();
+    within(metrics.flush()).await.unwrap();
+    assert_eq!(metrics.refused(), 1);
+    within(client.close(Duration::from_secs(1))).await;
+    assert!(matches!(metrics.send(Record::new("late")).await, Err(SendError::Closed)));
+}

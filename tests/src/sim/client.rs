@@ -253,6 +253,7 @@ impl Client {
             max_in_flight_batches: 1 + dice.index(32),
             compression: codecs[dice.index(codecs.len())],
             delivery_timeout: Duration::from_secs(600),
+            forgets: false,
         };
         let (opened, open) = promise();
         let deadline = now + Duration::from_secs(600);
@@ -462,6 +463,7 @@ impl Publisher {
                 }
                 false
             }
+            Some(BatchOutcome::Sent) => unreachable!("these producers want acks"),
             Some(BatchOutcome::Failed(why)) => {
                 match &*why {
                     PublishFailure::Unknown(_) => oracle.told_unknown(*number),

@@ -29,6 +29,7 @@ impl Copyist {
             max_in_flight_batches: 1,
             compression: Compression::None,
             delivery_timeout: Duration::from_secs(600),
+            forgets: false,
         };
         let (opened, open) = promise();
         let key = engine.open_producer(topic, options, now + Duration::from_secs(600), opened);
