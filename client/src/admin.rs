@@ -169,6 +169,9 @@ impl Admin {
     ///
     /// # Errors
     /// See [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
     pub async fn describe_group(
         &self,
         topic: impl Into<String>,
