@@ -20,6 +20,7 @@ mod counters;
 mod dead_letters;
 mod delays;
 mod deliver;
+mod expiry;
 mod fold;
 mod groups;
 mod housekeeping;

@@ -222,12 +222,56 @@ fn parse_limit_bytes(text: &str) -> Result<Limit, String> {
     parse_bytes(text).map(Limit::Is)
 }
 
+fn parse_limit_count(text: &str) -> Result<Limit, String> {
+    if matches!(text, "unlimited" | "none") {
+        return Ok(Limit::None);
+    }
+    text.parse().map(Limit::Is).map_err(|_err| format!("{text:?} is no number; or say `unlimited`"))
+}
+
 fn parse_retention_time(text: &str) -> Result<Limit, String> {
     if matches!(text, "forever" | "unlimited" | "none") {
         return Ok(Limit::None);
     }
     let duration = parse_duration_with_unit(text)?;
     u64::try_from(duration.as_millis()).map(Limit::Is).map_err(|err| err.to_string())
+}
+
+/// How many messages a queue may hold, and how old. What is not named keeps its default, or its present value.
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct BoundsFlags {
+    /// Of a queue: messages that nobody has settled after so long leave it; `forever` is any age
+    #[arg(long, value_name = "DURATION", value_parser = parse_retention_time)]
+    pub(crate) ttl: Option<Limit>,
+    /// What becomes of them [default: drop]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) expired: Option<ExpiredName>,
+    /// Of a queue: the most unsettled messages per partition; `unlimited` is any number
+    #[arg(long, value_name = "N", value_parser = parse_limit_count)]
+    pub(crate) max_messages: Option<Limit>,
+    /// What happens beyond [default: reject]
+    #[arg(long, value_enum, value_name = "WHAT")]
+    pub(crate) overflow: Option<OverflowName>,
+}
+
+/// What becomes of messages that are too old.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum ExpiredName {
+    /// They leave, and are counted
+    Drop,
+    /// They go to the queue's dead letter topic
+    DeadLetter,
+}
+
+/// What happens when a queue holds as many messages as it may.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
+pub(crate) enum OverflowName {
+    /// Publishes are refused until some are settled
+    Reject,
+    /// The oldest that no consumer has leave, and are counted
+    DropOldest,
+    /// These go to the queue's dead letter topic
+    DeadLetter,
 }
 
 #[derive(Args, Debug)]
@@ -239,6 +283,8 @@ pub(crate) struct TopicAlter {
     pub(crate) partitions: Option<u32>,
     #[command(flatten)]
     pub(crate) limits: TopicLimits,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsFlags,
     #[command(flatten)]
     pub(crate) client: ClientOptions,
 }

@@ -1,5 +1,6 @@
 //! The verbs other than `bench`: one module each.
 
+mod bounds;
 pub(crate) mod check;
 pub(crate) mod delayed;
 pub(crate) mod group;

@@ -119,6 +119,9 @@ fn step_after(code: ErrorCode) -> Option<&'static str> {
         }
         ErrorCode::SubscriptionExists => "choose another name",
         ErrorCode::DiskFull => "free space on the broker's disk, or lower a topic's retention",
+        ErrorCode::TopicFull => {
+            "publish again when consumers have settled some, or raise the bound with `postrider topic alter --max-messages`"
+        }
         ErrorCode::Overloaded | ErrorCode::ShuttingDown | ErrorCode::Throttled => {
             "try again in a moment"
         }

@@ -169,6 +169,8 @@ error_codes! {
     UnsupportedCompression = 39, Rejected, Never;
     /// The producer session was resumed on another connection.
     SessionMoved = 40, Rejected, Never;
+    /// The partition holds as many messages as its topic allows: publish again when some are settled.
+    TopicFull = 42, Rejected, SameConnection;
     /// There is no such subscription.
     UnknownSubscription = 50, Rejected, Never;
     /// Another connection took the subscription over.

@@ -378,3 +378,40 @@ fn bench_queue_finds_messages_that_come_after_their_confirmed_ack() -> Result<()
     ensure!(result["after_ack"].as_u64() >= Some(500), "{result}");
     Ok(())
 }
+
+#[test]
+fn what_is_too_old_goes_to_the_dead_letter_topic_and_says_why() -> Result<()> {
+    let mut shell = Shell::start()?;
+    shell.prints("queue create jobs --ttl 1s --expired dead-letter")?;
+    shell.prints_for("pub jobs", lines(3).as_bytes())?;
+    shell.restart_by_kill()?;
+    // Nobody has used the queue since: the question itself wakes it.
+    let shows = |what: &str, count: u64| shell.shown("jobs").is_ok_and(|jobs| jobs[what] == count);
+    wait_until("all have expired", || shows("dead_lettered", 3))?;
+    let letters = shell.prints("sub jobs.dead --from earliest -e -o json")?;
+    ensure!(letters.matches("\"expired\"").count() == 3, "{letters}");
+    shell.prints("topic alter jobs --ttl 1h --max-messages 2 --overflow drop-oldest")?;
+    shell.prints_for("pub jobs", lines(5).as_bytes())?;
+    wait_until("three made room", || shows("evicted", 3))?;
+    ensure!(shell.shown("jobs")?["ready"] == 2);
+    Ok(())
+}
+
+#[test]
+fn a_full_queue_rejects_publishes_until_the_bound_is_lifted_also_after_a_kill() -> Result<()> {
+    let mut shell = Shell::start()?;
+    shell.prints("queue create jobs --max-messages 3")?;
+    shell.prints_for("pub jobs", lines(3).as_bytes())?;
+    let full = shell.ended("pub jobs", b"x\n")?;
+    ensure!(full.code != Some(0) && full.err.contains("--max-messages"), "{}", full.err);
+    shell.restart_by_kill()?;
+    let full = shell.ended("pub jobs", b"x\n")?;
+    ensure!(full.code != Some(0) && full.err.contains("unsettled"), "{}", full.err);
+    let topic: Value = serde_json::from_str(&shell.prints("topic show jobs -o json")?)?;
+    ensure!(topic["bounds"]["max_messages"] == 3, "{topic}");
+    ensure!(shell.shown("jobs")?["ready"] == 3, "nothing was removed, nothing was added");
+    shell.prints("topic alter jobs --max-messages unlimited")?;
+    shell.prints_for("pub jobs", b"x\n")?;
+    ensure!(shell.shown("jobs")?["ready"] == 4);
+    Ok(())
+}

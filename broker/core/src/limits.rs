@@ -92,6 +92,12 @@ pub const VERDICTS_PER_TICK_MAX: usize = 4_096;
 /// An ack for one of those is then answered as if it had been acknowledged before.
 pub const GONE_RUNS_MAX: usize = 1_024;
 
+/// How soon it may be looked up again how far a queue's messages are too old.
+pub const EXPIRY_PAUSE_MS: u64 = 20;
+
+/// How soon a queue that holds too many messages gets rid of more.
+pub const BOUNDS_PAUSE_MS: u64 = 20;
+
 /// The longest delay that a consumer may ask for.
 pub const RETURN_DELAY_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
 

@@ -2,10 +2,12 @@
 //! sends. Driven by the join; `lib.rs` says in which order.
 
 mod acks;
+mod bounds;
 mod command;
 mod delay_snapshot;
 mod delays;
 mod effect;
+mod expiry;
 mod leader;
 mod producers;
 mod publish;
@@ -28,6 +30,7 @@ pub use effect::{
     Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, PartitionIdentity,
     PartitionLimits, PendingAppend, PublishRequest, Refusal, StateCommitted,
 };
+pub use expiry::{Aged, ExpiryAsk};
 pub use leader::Partition;
 pub use producers::{DataChange, ProducerSession, Producers, Run, RunPlace};
 pub use queue_commands::{DeadDone, DeadIntent, REASON_BYTES_MAX, Returned, SettledRuns};

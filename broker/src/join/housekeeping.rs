@@ -19,6 +19,7 @@ use postrider_storage::{Keep, SegmentInfo};
 
 use crate::join::catalog::Catalog;
 use crate::join::delays::{self, Finder};
+use crate::join::expiry;
 use crate::join::hub::Hub;
 use crate::join::partition::PartitionHandle;
 use crate::join::topic::TopicHandle;
@@ -130,9 +131,13 @@ fn tick_queues(hub: &Hub, now: Now) {
         let due = partition.lead_if_folded(now, |leader, turn| {
             let due = leader.due_releases(turn);
             leader.tick_queues(&partition, turn);
-            due
+            (due, leader.expiry_due(turn))
         });
-        delays::release(&partition, due.unwrap_or_default(), now);
+        let (releases, expiry) = due.unwrap_or_default();
+        delays::release(&partition, releases, now);
+        if let Some(aged) = expiry.and_then(|ask| expiry::look_up(&partition, ask)) {
+            partition.lead_if_folded(now, |leader, turn| leader.expire(&partition, aged, turn));
+        }
     }
 }
 

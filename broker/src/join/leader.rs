@@ -21,7 +21,7 @@ use postrider_core::partition::{
 use postrider_core::queue::DeadTarget;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{
-    AckUpToReply, CancelDelayedReply, ConfirmRun, Outcome, Publish, Start,
+    AckUpToReply, CancelDelayedReply, ConfirmRun, Outcome, Publish, Start, TopicBounds,
 };
 use postrider_protocol::types::{CorrelationId, EntryIndex, Offset, SubscriptionId};
 use postrider_protocol::{api::Api, frame};
@@ -161,6 +161,11 @@ impl Leader {
             }
         }
         self.set_policies(partition, wanted.values(), turn);
+    }
+
+    /// Takes the topic's bounds.
+    pub(crate) fn set_bounds(&mut self, bounds: TopicBounds) {
+        self.core.set_bounds(bounds);
     }
 
     /// Decides a batch and queues it. The caller has validated it.

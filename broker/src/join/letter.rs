@@ -144,5 +144,6 @@ fn cause(cause: DeadCause) -> &'static str {
         DeadCause::MaxFailures => "max_failures",
         DeadCause::Rejected => "rejected",
         DeadCause::Expired => "expired",
+        DeadCause::Overflow => "overflow",
     }
 }

@@ -16,7 +16,7 @@ use postrider_core::cursors::Position;
 use postrider_core::metadata::Subscription;
 use postrider_core::partition::PartitionState;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::QueuePolicy;
+use postrider_protocol::message::{QueuePolicy, TopicBounds};
 use postrider_protocol::types::{Durability, EntryIndex, Offset, PartitionId, SubscriptionId};
 use postrider_storage::{Log, LogKey, LogWatcher, OpenedLog};
 
@@ -34,7 +34,9 @@ const CLOSE_SNAPSHOT_ENTRIES: u64 = 1_024;
 pub(crate) struct TopicRules {
     /// The durable subscriptions. Bound: core's limit per topic.
     pub(crate) subscriptions: Mutex<BTreeMap<SubscriptionId, Subscription>>,
-    /// Rises after each change of them; whoever leads a partition next looks at them again.
+    /// How many messages there may be.
+    pub(crate) bounds: Mutex<TopicBounds>,
+    /// Rises after each change of these; whoever leads a partition next looks at them again.
     pub(crate) subscriptions_version: AtomicU64,
     /// The largest message.
     pub(crate) message_bytes_max: AtomicU32,
@@ -295,6 +297,7 @@ impl PartitionHandle {
         // Read first: what is changed from here on is looked at again.
         leader.subscriptions_version = self.rules.subscriptions_version.load(Ordering::Acquire);
         let wanted = lock(&self.rules.subscriptions).clone();
+        leader.set_bounds(*lock(&self.rules.bounds));
         leader.reconcile(self, &wanted, turn);
     }
 

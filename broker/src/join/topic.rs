@@ -53,6 +53,7 @@ impl TopicHandle {
             partitions: RwLock::default(),
             rules: Arc::new(TopicRules {
                 subscriptions: Mutex::new(topic.subscriptions.clone()),
+                bounds: Mutex::new(topic.config.bounds),
                 subscriptions_version: AtomicU64::new(1),
                 message_bytes_max: AtomicU32::new(message_bytes_max(&topic.config, &hub)),
             }),
@@ -71,9 +72,12 @@ impl TopicHandle {
         self.deleted.load(Ordering::Acquire)
     }
 
-    pub(crate) fn set_config(&self, config: TopicConfig) {
+    pub(crate) fn set_config(self: &Arc<Self>, config: TopicConfig) {
         let message_bytes_max = message_bytes_max(&config, &self.hub);
         self.rules.message_bytes_max.store(message_bytes_max, Ordering::Relaxed);
+        *lock(&self.rules.bounds) = config.bounds;
+        self.rules.subscriptions_version.fetch_add(1, Ordering::AcqRel);
+        self.hub.want_look(self);
         *self.config.write().unwrap_or_else(PoisonError::into_inner) = config;
     }
 

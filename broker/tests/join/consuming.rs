@@ -19,7 +19,7 @@ use crate::queues::create_queue;
 use crate::worker::{HANDLE, Leased, Worker, consume, fill, publish_range, runs};
 use crate::{open_sim, open_with};
 
-fn later(ms: u64) -> Now {
+pub(crate) fn later(ms: u64) -> Now {
     let start = start();
     Now {
         monotonic: start.monotonic + Duration::from_millis(ms),
@@ -28,18 +28,18 @@ fn later(ms: u64) -> Now {
 }
 
 /// Lets so much time pass, in ticks.
-fn pass(broker: &Broker, from: u64, to: u64) {
+pub(crate) fn pass(broker: &Broker, from: u64, to: u64) {
     for ms in (from..=to).step_by(25) {
         broker.tick(later(ms));
         while broker.store().step() {}
     }
 }
 
-fn offsets(leased: &[Leased]) -> Vec<u64> {
+pub(crate) fn offsets(leased: &[Leased]) -> Vec<u64> {
     leased.iter().map(|one| one.offset).collect()
 }
 
-fn describe(peer: &mut Peer) -> DescribeQueueReply {
+pub(crate) fn describe(peer: &mut Peer) -> DescribeQueueReply {
     peer.ask(&DescribeQueue { topic: "jobs".to_string(), subscription: None }).unwrap()
 }
 
@@ -307,7 +307,7 @@ fn one_handle_is_for_one_and_a_stream_is_not_consumed() {
 }
 
 /// What is in the dead letter topic: offset of the source, value, and headers.
-fn dead_letters(broker: &Broker) -> Vec<(String, BTreeMap<String, String>)> {
+pub(crate) fn dead_letters(broker: &Broker) -> Vec<(String, BTreeMap<String, String>)> {
     let mut peer = Peer::new(broker);
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let Ok(_reply) =

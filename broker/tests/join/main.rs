@@ -6,6 +6,7 @@
     reason = "a test that goes wrong must fail"
 )]
 
+mod bounds;
 mod consuming;
 mod delays;
 mod groups;

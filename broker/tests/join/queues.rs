@@ -32,7 +32,10 @@ fn create_subscription(topic: &str, name: &str, queue: Option<QueuePolicy>) -> C
     }
 }
 
-fn refusal<Q: Message, A: Message + std::fmt::Debug>(peer: &mut Peer, request: &Q) -> ErrorCode {
+pub(crate) fn refusal<Q: Message, A: Message + std::fmt::Debug>(
+    peer: &mut Peer,
+    request: &Q,
+) -> ErrorCode {
     peer.ask::<Q, A>(request).unwrap_err().code
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
-use super::{ClientOptions, DurabilityName, Limit, MessageOutput, parse_limit_bytes};
+use super::{BoundsFlags, ClientOptions, DurabilityName, Limit, MessageOutput, parse_limit_bytes};
 use crate::format::Template;
 use crate::output::TableFormat;
 use crate::start::From;
@@ -83,6 +83,8 @@ pub(crate) struct QueueCreate {
     /// Refuse messages above so many bytes; `unlimited` leaves it to the broker's limit
     #[arg(long, value_name = "BYTES", value_parser = parse_limit_bytes)]
     pub(crate) message_bytes_max: Option<Limit>,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsFlags,
     #[command(flatten)]
     pub(crate) policy: PolicyFlags,
     /// Succeed if the queue is there already

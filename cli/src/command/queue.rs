@@ -6,11 +6,11 @@ mod peek;
 use std::time::SystemTime;
 
 use postrider::{
-    Admin, AdminError, Client, DescribeQueueReply, ErrorCode, NewQueue, QueuePolicy, TopicKind,
-    TopicMetadata,
+    Admin, AdminError, Client, DescribeQueueReply, ErrorCode, NewQueue, QueuePolicy, TopicBounds,
+    TopicKind, TopicMetadata,
 };
 
-use super::{delayed, policy, show_queue};
+use super::{bounds, delayed, policy, show_queue};
 use crate::args::queue::{
     QueueAlter, QueueAt, QueueCommand, QueueCreate, QueueName, QueueRm, QueueWhy,
 };
@@ -78,6 +78,7 @@ async fn create(admin: &Admin, options: &QueueCreate) -> Outcome {
     if let Some(bytes) = message_bytes_max {
         queue = queue.message_bytes_max(bytes);
     }
+    queue = queue.bounds(TopicBounds::default().changed(&bounds::change(options.bounds)));
     if options.if_not_exists {
         queue = queue.if_not_exists();
     }

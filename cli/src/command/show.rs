@@ -7,6 +7,7 @@ use postrider_protocol::message::{
 use postrider_protocol::types::TopicKind;
 use serde_json::{Value, json};
 
+use super::bounds;
 use crate::output::table;
 use crate::units::{human_bytes, human_ms};
 
@@ -66,8 +67,12 @@ pub(crate) fn topic_text(topic: &DescribeTopicReply, scheduled: u64) -> String {
         ("message bytes max", or(message_bytes_max.map(|max| human_bytes(max.into())), "broker's")),
         ("scheduled", scheduled.to_string()),
     ];
-    let mut text: String =
-        facts.iter().map(|(name, value)| format!("{:<18} {value}\n", format!("{name}:"))).collect();
+    let bounds = bounds::facts(&topic.config.bounds);
+    let mut text: String = facts
+        .iter()
+        .chain(&bounds)
+        .map(|(name, value)| format!("{:<18} {value}\n", format!("{name}:")))
+        .collect();
     text.push('\n');
     let rows: Vec<Vec<String>> = topic
         .partitions
@@ -123,6 +128,7 @@ pub(crate) fn topic_json(topic: &DescribeTopicReply, scheduled: u64) -> Value {
         "retention_ms": config.retention_ms,
         "retention_bytes": config.retention_bytes,
         "message_bytes_max": config.message_bytes_max,
+        "bounds": bounds::json(&config.bounds),
         "scheduled": scheduled,
         "partitions": partitions,
         "subscriptions": subscriptions_json(&topic.subscriptions),

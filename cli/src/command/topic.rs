@@ -2,10 +2,10 @@
 
 use postrider::{Admin, Client, NewTopic};
 use postrider_protocol::error::ErrorCode;
-use postrider_protocol::message::{AlterTopic, BoundsChange, TopicBounds, TopicConfig};
+use postrider_protocol::message::{AlterTopic, TopicBounds, TopicConfig};
 use postrider_protocol::types::{Durability, TopicKind};
 
-use super::{delayed, show};
+use super::{bounds, delayed, show};
 use crate::args::{
     DurabilityName, Limit, TopicAlter, TopicCommand, TopicCreate, TopicLimits, TopicLs, TopicRm,
     TopicShow,
@@ -95,15 +95,17 @@ async fn alter(admin: &Admin, options: &TopicAlter) -> Outcome {
         retention_ms: limits.retention_time.map(Limit::value),
         retention_bytes: limits.retention_bytes.map(Limit::value),
         message_bytes_max: message_bytes_max(limits)?,
-        bounds: BoundsChange::default(),
+        bounds: bounds::change(options.bounds),
     };
     if change.partitions.is_none()
         && change.retention_ms.is_none()
         && change.retention_bytes.is_none()
         && change.message_bytes_max.is_none()
+        && change.bounds.is_none()
     {
         return Err(Failure::usage("nothing to change").next(
-            "name --partitions, --retention-time, --retention-bytes or --message-bytes-max",
+            "name --partitions, --retention-time, --retention-bytes, --message-bytes-max, --ttl, --expired, \
+             --max-messages or --overflow",
         ));
     }
     admin.alter_topic(change).await.map_err(|error| admin_failure(&error, &options.name))?;

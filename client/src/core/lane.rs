@@ -733,8 +733,8 @@ fn judge_refusal(error: &ErrorBody) -> Verdict {
         (ErrorCode::UnknownProducer, _) => again(error, Reaction::ReplaceSession),
         (ErrorCode::SessionMoved, _) => again(error, Reaction::ResumeSession),
         (ErrorCode::ProducerFenced, _) => again(error, Reaction::End(error.clone())),
-        // The application must know of a full disk now, not after `delivery_timeout`.
-        (ErrorCode::DiskFull, _) | (_, Retry::Never) => {
+        // The application must know of a full disk or topic now, not after `delivery_timeout`.
+        (ErrorCode::DiskFull | ErrorCode::TopicFull, _) | (_, Retry::Never) => {
             Verdict::Final(failed(PublishFailure::Rejected(error.clone())))
         }
         (_, Retry::RefreshMetadata) => again(error, Reaction::RefreshMetadata),

@@ -442,7 +442,7 @@ wire_struct! {
         pub dead_lettered: u64,
         /// Total: expired before they were settled.
         pub expired: u64,
-        /// Total: removed unsettled, by a purge, a seek, retention or damage.
+        /// Total: removed unsettled, by a purge, a seek, an overflow, retention or damage.
         pub evicted: u64,
         /// How long the oldest ready message has been in the log; 0 if none is ready.
         pub oldest_ready_ms: u64,

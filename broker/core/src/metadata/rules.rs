@@ -1,7 +1,7 @@
 //! Owns the rules for names and topic settings. Never looks at what exists. Driven by `Image::check`.
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{Breaker, QueuePolicy, TopicConfig};
+use postrider_protocol::message::{Breaker, QueuePolicy, TopicBounds, TopicConfig};
 use postrider_protocol::types::TopicKind;
 
 use crate::limits::{
@@ -86,12 +86,36 @@ pub fn validate_config(config: &TopicConfig) -> Result<(), ErrorBody> {
             "retention_bytes = 0, but must be at least 1; leave it out for no limit".into(),
         );
     }
-    if !config.bounds.is_none() {
-        let text = "this broker knows no bounds of age and number yet: leave them out";
-        return Err(ErrorBody::new(ErrorCode::Unsupported, text));
-    }
+    validate_bounds(config)?;
     if config.message_bytes_max.is_some_and(|max| !(1..=MESSAGE_BYTES_MAX).contains(&max)) {
         return invalid(format!("message_bytes_max must be 1 to {MESSAGE_BYTES_MAX}"));
+    }
+    Ok(())
+}
+
+/// A broker of this version keeps bounds of queues, by age and by number. A bound that nobody keeps is none, so
+/// others are refused.
+fn validate_bounds(config: &TopicConfig) -> Result<(), ErrorBody> {
+    let TopicBounds { message_ttl_ms, expired: _, max_messages, max_bytes, overflow: _ } =
+        config.bounds;
+    let unsupported = |text| Err(ErrorBody::new(ErrorCode::Unsupported, text));
+    let zero = |name: &str| {
+        let text = format!("{name} = 0, but must be at least 1; leave it out for no bound");
+        Err(ErrorBody::new(ErrorCode::InvalidConfig, text))
+    };
+    if config.kind != TopicKind::Queue && !config.bounds.is_none() {
+        return unsupported(
+            "a TTL and max_messages bound the unsettled messages of a queue; bound a log topic by retention",
+        );
+    }
+    if max_bytes.is_some() {
+        return unsupported("this broker does not bound queues by bytes: use max_messages");
+    }
+    if message_ttl_ms == Some(0) {
+        return zero("message_ttl_ms");
+    }
+    if max_messages == Some(0) {
+        return zero("max_messages");
     }
     Ok(())
 }
@@ -146,7 +170,7 @@ pub fn validate_policy(topic: &str, policy: &QueuePolicy) -> Result<(), ErrorBod
 
 #[cfg(test)]
 mod tests {
-    use postrider_protocol::message::TopicBounds;
+    use postrider_protocol::message::{Expired, Overflow};
     use postrider_protocol::types::Durability;
 
     use super::*;
@@ -196,6 +220,38 @@ mod tests {
         ] {
             assert_eq!(validate_config(&bad).unwrap_err().code, ErrorCode::InvalidConfig);
         }
+    }
+
+    #[test]
+    fn a_bound_that_is_not_kept_is_refused() {
+        let config = |kind, bounds| TopicConfig {
+            partitions: 1,
+            kind,
+            durability: Durability::Fsync,
+            retention_ms: None,
+            retention_bytes: None,
+            message_bytes_max: None,
+            bounds,
+        };
+        let most = |max| TopicBounds { max_messages: Some(max), ..TopicBounds::default() };
+        let refusal =
+            |kind, bounds| validate_config(&config(kind, bounds)).map_err(|error| error.code);
+        assert_eq!(refusal(TopicKind::Queue, most(1)), Ok(()));
+        assert_eq!(refusal(TopicKind::Queue, most(0)), Err(ErrorCode::InvalidConfig));
+        assert_eq!(refusal(TopicKind::Log, most(1)), Err(ErrorCode::Unsupported));
+        let bytes = TopicBounds { max_bytes: Some(1), ..most(1) };
+        assert_eq!(refusal(TopicKind::Queue, bytes), Err(ErrorCode::Unsupported));
+        for bounds in [
+            TopicBounds { message_ttl_ms: Some(1), ..most(1) },
+            TopicBounds { expired: Expired::DeadLetter, ..most(1) },
+            TopicBounds { overflow: Overflow::DropOldest, ..most(1) },
+            TopicBounds { overflow: Overflow::DeadLetter, ..most(1) },
+        ] {
+            assert_eq!(refusal(TopicKind::Queue, bounds), Ok(()), "{bounds:?}");
+            assert_eq!(refusal(TopicKind::Log, bounds), Err(ErrorCode::Unsupported), "{bounds:?}");
+        }
+        let no_time = TopicBounds { message_ttl_ms: Some(0), ..most(1) };
+        assert_eq!(refusal(TopicKind::Queue, no_time), Err(ErrorCode::InvalidConfig));
     }
 
     #[test]

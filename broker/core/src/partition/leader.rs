@@ -13,7 +13,7 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{AckLevel, CancelVerdict, ConfirmRun, Outcome};
+use postrider_protocol::message::{AckLevel, CancelVerdict, ConfirmRun, Outcome, TopicBounds};
 use postrider_protocol::types::{
     Durability, EntryIndex, Offset, ProducerId, Sequence, SubscriptionId, TimestampMs,
 };
@@ -25,6 +25,7 @@ use super::effect::{
     AckReply, Appended, ConnectionId, Drafted, Effect, EntryDraft, OwnerChange, PartitionIdentity,
     PartitionLimits, PendingAppend, PublishReply, Refusal, Reply, StateCommitted, storage_failed,
 };
+use super::expiry::Expiry;
 use super::producers::DataChange;
 use super::queue_commands::DeadIntent;
 use super::queue_ops::QueueOps;
@@ -48,6 +49,12 @@ pub(super) struct Pending<R> {
 pub struct Partition<R> {
     pub(super) identity: PartitionIdentity,
     pub(super) limits: PartitionLimits,
+    /// What the topic says of its messages' number and age; the join tells.
+    pub(super) bounds: TopicBounds,
+    /// How far its messages are too old.
+    pub(super) expiry: Expiry,
+    /// Queues that hold too many are looked at again then, in monotonic ms.
+    pub(super) full_until_ms: u64,
     /// The fold of everything below the high watermark.
     pub(super) state: PartitionState,
     /// Appended entries from the high watermark on, without a hole. Bounded by what storage queues and
@@ -89,6 +96,9 @@ impl<R: Clone> Partition<R> {
         Self {
             identity,
             limits,
+            bounds: TopicBounds::default(),
+            expiry: Expiry::default(),
+            full_until_ms: 0,
             pending: VecDeque::new(),
             tail_end: state.end(),
             epoch_started: false,

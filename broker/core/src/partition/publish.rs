@@ -95,7 +95,14 @@ impl<R: Clone> Partition<R> {
         };
         let counts = opens_session && !head.producer.is_internal();
         let delayable = || due.map_or(Ok(()), |_due| self.check_delayable(batch.record_count));
-        if let Err(error) = self.check_appendable(counts).and_then(|()| delayable()) {
+        // The broker's own messages, dead letters above all, are owed already: they always have room.
+        let room = || match head.producer.is_internal() {
+            true => Ok(()),
+            false => self.check_room(batch.record_count),
+        };
+        let checked =
+            self.check_appendable(counts).and_then(|()| delayable()).and_then(|()| room());
+        if let Err(error) = checked {
             return self.answer(head, Outcome::Rejected { error }, source.route, effects);
         }
         let pending = self.draft_batch(now, head, batch, due, source, opens_session);

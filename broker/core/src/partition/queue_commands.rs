@@ -158,6 +158,7 @@ impl Wire for DeadCause {
             0 => Ok(Self::MaxFailures),
             1 => Ok(Self::Rejected),
             2 => Ok(Self::Expired),
+            3 => Ok(Self::Overflow),
             _ => Err(DecodeError::Invalid("cause of a dead letter")),
         }
     }

@@ -22,7 +22,7 @@ use super::queue_commands::{DeadIntent, Returned, reason_of};
 use super::queue_ops::QueueOp;
 use super::state::{Change, PartitionState};
 use super::subscriptions::Subscriptions;
-use crate::limits::RETURN_DELAY_MS_MAX;
+use crate::limits::{BOUNDS_PAUSE_MS, RETURN_DELAY_MS_MAX};
 use crate::now::Now;
 use crate::queue::{
     AckRequest, Ahead, Committed, Consumed, DeadLetter, DeadTarget, Dispatcher, Holds, LeaseCredit,
@@ -52,7 +52,9 @@ impl<R: Clone> Partition<R> {
                 queue.set_policy(policy, committed);
             }
             None => {
-                self.queues.insert(id, Dispatcher::new(policy));
+                let mut queue = Dispatcher::new(policy, self.bounds);
+                queue.set_overdue(None, self.expiry.before.0);
+                self.queues.insert(id, queue);
             }
         }
     }
@@ -151,6 +153,7 @@ impl<R: Clone> Partition<R> {
             Ok(sub_epoch) => sub_epoch,
             Err(error) => return LeaseStep::Refused(error),
         };
+        let waits_for_expiry = self.waits_for_expiry();
         let Some(queue) = self.queues.get_mut(&id) else {
             return LeaseStep::Refused(no_policy());
         };
@@ -160,7 +163,8 @@ impl<R: Clone> Partition<R> {
                 "the consumer is not attached; attach again",
             ));
         }
-        let Some(committed) = committed(&self.state, &self.tail_subscriptions, id) else {
+        let committed = committed(&self.state, &self.tail_subscriptions, id);
+        let Some(committed) = committed.filter(|_| !waits_for_expiry) else {
             queue.idle = true;
             return LeaseStep::Idle;
         };
@@ -450,6 +454,7 @@ impl<R: Clone> Partition<R> {
         for id in ids {
             self.tick_queue(now, id, effects);
         }
+        self.full_until_ms = ms(now.monotonic).saturating_add(BOUNDS_PAUSE_MS);
         self.poll_append(now)
     }
 
@@ -463,6 +468,8 @@ impl<R: Clone> Partition<R> {
             let ranges = queue.evicting(committed, start, end);
             self.acks.push_runs(id, sub_epoch, SettleHow::Evicted, ranges);
         }
+        self.acks.push_runs(id, sub_epoch, SettleHow::Expired, due.expired);
+        self.acks.push_runs(id, sub_epoch, SettleHow::Evicted, due.evicted);
         for (member, runs) in due.lost {
             let (subscription, member) = (id, MemberKey(member));
             effects.push(Effect::LeasesLost { subscription, member, sub_epoch, runs });
@@ -480,11 +487,15 @@ impl<R: Clone> Partition<R> {
     pub fn next_queue_wake(&self) -> Option<Duration> {
         let write = !self.ops.is_empty() && !self.ops.in_flight();
         let wakes = self.queues.values().filter_map(|queue| queue.next_wake(self.clock));
-        wakes.chain(write.then_some(0)).min().map(Duration::from_millis)
+        let wakes = wakes.chain(write.then_some(0)).chain(self.bounds_wake());
+        wakes.chain(self.expiry_wake()).min().map(Duration::from_millis)
     }
 
     /// Wakes a consumer that waits, if there is something for it.
     pub(super) fn wake_queue(&mut self, id: SubscriptionId, effects: &mut Vec<Effect<R>>) {
+        if self.waits_for_expiry() {
+            return;
+        }
         let Some(queue) = self.queues.get_mut(&id).filter(|queue| queue.idle) else { return };
         let Some(committed) = committed(&self.state, &self.tail_subscriptions, id) else { return };
         queue.begin(self.clock, committed);

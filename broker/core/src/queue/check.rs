@@ -26,11 +26,14 @@ impl Dispatcher {
         }
         for run in self.ahead.iter() {
             assert!(run.end <= self.ahead_end, "what is ahead was read");
+            assert!(!self.is_overdue(run.start), "what is too old goes out no more");
             let missing = settled.missing_in(OffsetRange::new(run.start, run.end));
             assert!(missing == [OffsetRange::new(run.start, run.end)], "and is unsettled");
         }
         let held = self.held.range(..self.ahead_end).count();
-        let blocked = self.keys.blocked_ones().filter(|offset| !self.held.contains_key(offset));
+        let blocked = self.keys.blocked_ones();
+        let blocked =
+            blocked.filter(|offset| !self.held.contains_key(offset) && !self.is_evicting(*offset));
         let holes: u64 = self.holes.iter().map(|hole| self.lost_in(committed, *hole)).sum();
         let read = OffsetRange::new(0, self.ahead_end);
         let evicting = self.evicting.iter().map(|part| OffsetRange {
@@ -38,7 +41,9 @@ impl Dispatcher {
             end: part.end.min(read.end).max(part.start),
         });
         let evicting: u64 = evicting.map(|part| self.unheld(part)).sum();
-        let places = [self.ahead.count(), count(held), count(blocked.count()), holes, evicting];
+        let passed_over = self.passed_over(committed, self.ahead_end);
+        let places =
+            [self.ahead.count(), count(held), count(blocked.count()), holes, evicting, passed_over];
         assert!(
             committed.queue.unsettled(Offset(self.ahead_end)) == places.iter().sum::<u64>(),
             "each message that was read has one place: {places:?} up to {} {self:?} {committed:?}",
@@ -52,7 +57,7 @@ impl Dispatcher {
         open.into_iter().map(|part| self.unheld(part)).sum()
     }
 
-    fn unheld(&self, range: OffsetRange) -> u64 {
+    pub(super) fn unheld(&self, range: OffsetRange) -> u64 {
         range.count() - count(self.held.range(range.start.0..range.end.0).count())
     }
 
@@ -63,9 +68,15 @@ impl Dispatcher {
             let waits = held.state == HeldState::Waiting && !held.acking;
             assert!(waits || !(delayed || ready), "{offset}: only what waits is filed {held:?}");
             assert!(!(delayed && ready), "{offset} is filed once");
+            let late = self.overdue.late.contains(offset);
+            assert!(late == (waits && self.is_overdue(*offset)), "{offset}: what is late is filed");
+            assert!(!(late && (delayed || ready)), "{offset}: what is too old goes out no more");
             let blocked = self.policy.key_order
                 && (*offset >= self.ahead_end || self.keys.blocker(*offset).is_some());
-            assert!(!waits || delayed || ready || blocked, "{offset} is forgotten: {held:?}");
+            assert!(
+                !waits || delayed || ready || blocked || late,
+                "{offset} is forgotten: {held:?}"
+            );
             assert!(!(ready && blocked), "{offset} is ready before its key is free");
             assert!(
                 doomed == (held.state == HeldState::Doomed && !held.acking),
@@ -76,6 +87,7 @@ impl Dispatcher {
         }
         let filed = self.ready.iter().chain(self.doomed.iter());
         let filed = filed.chain(self.delayed.iter().map(|(_, offset)| offset));
+        let filed = filed.chain(self.overdue.late.iter());
         for offset in filed {
             assert!(self.held.contains_key(offset), "{offset} is filed and not held");
         }

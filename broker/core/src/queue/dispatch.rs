@@ -2,8 +2,8 @@
 //! anything that must survive (that is [`super::QueueState`], which it reads). Driven by
 //! [`crate::partition`].
 //!
-//! Each unsettled message below `ahead_end` is in exactly one place: read ahead, held, or blocked behind
-//! its key. From `ahead_end` on, messages are held if they have failed before this leadership began, and
+//! Each unsettled message below `ahead_end` is in exactly one place: read ahead, held, blocked behind
+//! its key, or passed over because it is too old. From `ahead_end` on, messages are held if they have failed before this leadership began, and
 //! unread otherwise. So nothing is ever skipped, whatever is forgotten.
 //!
 //! Bounds: `held` has at most `unsettled_max` messages, and those with state from before; the rest is
@@ -11,7 +11,7 @@
 
 use std::collections::BTreeSet;
 
-use postrider_protocol::message::{LeaseRun, QueuePolicy};
+use postrider_protocol::message::{LeaseRun, QueuePolicy, TopicBounds};
 use postrider_protocol::types::{Offset, PartitionId, TopicId};
 
 use super::ahead::{AheadRun, AheadRuns};
@@ -20,6 +20,7 @@ use super::held::{Held, HeldState};
 use super::keys::{Entered, Keys};
 use super::members::Members;
 use super::offset_map::OffsetMap;
+use super::overdue::Overdue;
 use super::settled::OffsetRange;
 use super::state::{DeadTarget, QueueState};
 use super::{Ahead, LeaseCredit, ms};
@@ -38,6 +39,8 @@ pub(crate) struct Committed<'a> {
 #[derive(Debug)]
 pub(crate) struct Dispatcher {
     pub(super) policy: QueuePolicy,
+    /// What the topic says of the age and the number of messages.
+    pub(super) bounds: TopicBounds,
     pub(super) target: Option<DeadTarget>,
     /// Whether it has begun from a committed state.
     pub(super) begun: bool,
@@ -47,6 +50,7 @@ pub(crate) struct Dispatcher {
     /// Waiting, by due time in wall ms.
     pub(super) delayed: BTreeSet<(u64, u64)>,
     pub(super) doomed: BTreeSet<u64>,
+    pub(super) overdue: Overdue,
     pub(super) ahead: AheadRuns,
     /// Where reading ahead goes on.
     pub(super) ahead_end: u64,
@@ -66,6 +70,9 @@ pub(crate) struct Dispatcher {
     /// Ranges that are evicted by entries that are not committed: not to be read again. Bound: ranges
     /// that a read did not find, or that fell out of the log.
     pub(super) evicting: Vec<OffsetRange>,
+    /// Messages are being dropped that are not too old. If that is refused they go out after all, before newer
+    /// ones: until it is known nothing goes out.
+    pub(super) dropping: bool,
     /// A consumer was told that there is nothing.
     pub(crate) idle: bool,
     /// The newest wall time seen, in ms.
@@ -93,15 +100,17 @@ struct Picked {
 }
 
 impl Dispatcher {
-    pub(crate) fn new(policy: QueuePolicy) -> Self {
+    pub(crate) fn new(policy: QueuePolicy, bounds: TopicBounds) -> Self {
         Self {
             policy,
+            bounds,
             target: None,
             begun: false,
             held: OffsetMap::default(),
             ready: BTreeSet::new(),
             delayed: BTreeSet::new(),
             doomed: BTreeSet::new(),
+            overdue: Overdue::default(),
             ahead: AheadRuns::default(),
             ahead_end: 0,
             holes: Vec::new(),
@@ -112,6 +121,7 @@ impl Dispatcher {
             breaker: BreakerState::default(),
             deadline_bound: u64::MAX,
             evicting: Vec::new(),
+            dropping: false,
             picked_retry: false,
             idle: false,
             wall_ms: 0,
@@ -120,6 +130,10 @@ impl Dispatcher {
 
     pub(crate) fn set_target(&mut self, target: Option<(TopicId, PartitionId)>) {
         self.target = target.map(|(topic, partition)| DeadTarget { topic, partition });
+    }
+
+    pub(crate) fn set_bounds(&mut self, bounds: TopicBounds) {
+        self.bounds = bounds;
     }
 
     pub(crate) fn target(&self) -> Option<DeadTarget> {
@@ -148,10 +162,13 @@ impl Dispatcher {
             LetsOut::One => 1,
             LetsOut::Nothing => 0,
         };
-        let picked =
-            if self.must_read_on() { Picked::default() } else { self.pick(most, credit.bytes) };
+        let picked = if self.must_read_on() || self.dropping {
+            Picked::default()
+        } else {
+            self.pick(most, credit.bytes)
+        };
         if picked.messages == 0 {
-            if most > 0 && self.wants_to_read(committed.end) {
+            if most > 0 && !self.dropping && self.wants_to_read(committed.end) {
                 return Leased::LookAhead { from: self.ahead_end, until: committed.end };
             }
             self.idle = true;
@@ -267,7 +284,7 @@ impl Dispatcher {
     }
 
     /// Whether something that is out was not read: its key is not known.
-    fn must_read_on(&self) -> bool {
+    pub(super) fn must_read_on(&self) -> bool {
         self.policy.key_order && self.ahead_end < self.out_end
     }
 
@@ -291,6 +308,7 @@ impl Dispatcher {
     pub(crate) fn has_work(&self, end: u64) -> bool {
         let fresh = !self.ahead.is_empty() && self.room() > 0;
         !self.policy.paused
+            && !self.dropping
             && self.breaker.lets_out() != LetsOut::Nothing
             && (!self.must_read_on() || self.wants_to_read(end))
             && (!self.ready.is_empty() || fresh || self.wants_to_read(end))
@@ -368,13 +386,13 @@ impl Dispatcher {
     }
 
     fn take_in_plain(&mut self, start: u64, end: u64, weight: u32) {
-        let mut at = start;
+        let mut at = start.max(self.overdue.before);
         for (offset, held) in self.held.range_mut(start..end) {
             held.weight = weight;
             if at < *offset {
                 self.ahead.insert(AheadRun { start: at, end: *offset, weight });
             }
-            at = *offset + 1;
+            at = at.max(*offset + 1);
         }
         if at < end {
             self.ahead.insert(AheadRun { start: at, end, weight });
@@ -382,8 +400,11 @@ impl Dispatcher {
     }
 
     fn take_in_keyed(&mut self, offset: u64, hash: u64, weight: u32) {
-        let is_dead = self.held.get(&offset).is_some_and(|held| held.state == HeldState::Dead);
-        if is_dead {
+        let passed_over = match self.held.get(&offset) {
+            Some(held) => held.state == HeldState::Dead,
+            None => self.is_overdue(offset),
+        };
+        if passed_over {
             return;
         }
         let out = self.held.get(&offset).is_some_and(Held::is_out);
@@ -422,6 +443,9 @@ impl Dispatcher {
             self.came_free(free);
         }
         match held.state {
+            HeldState::Waiting if self.is_overdue(offset) => {
+                self.overdue.late.insert(offset);
+            }
             HeldState::Waiting if held.time > self.wall_ms => {
                 self.delayed.insert((held.time, offset));
             }
@@ -448,6 +472,7 @@ impl Dispatcher {
             HeldState::Waiting => {
                 self.ready.remove(&offset);
                 self.delayed.remove(&(held.time, offset));
+                self.overdue.late.remove(&offset);
             }
             HeldState::Doomed => {
                 self.doomed.remove(&offset);
@@ -475,11 +500,15 @@ impl Dispatcher {
         }
     }
 
+    pub(super) fn is_evicting(&self, offset: u64) -> bool {
+        self.evicting.iter().any(|part| part.holds(offset))
+    }
+
     /// A message waits for no other one of its key any more.
     fn came_free(&mut self, (offset, weight): (u64, u32)) {
         if self.held.contains_key(&offset) {
             self.index(offset);
-        } else {
+        } else if !self.is_overdue(offset) && !self.is_evicting(offset) {
             self.ahead.insert(AheadRun { start: offset, end: offset + 1, weight });
         }
     }
@@ -502,11 +531,12 @@ impl Dispatcher {
 
     /// A leased message was never sent.
     pub(super) fn take_back(&mut self, offset: u64) {
+        let is_ahead = offset < self.ahead_end && !self.is_overdue(offset);
         let Some(held) = self.held.get_mut(&offset) else { return };
         self.members.released(held.member);
         self.breaker.released(offset);
         held.attempt = held.attempt.saturating_sub(1);
-        if held.attempt == 0 && held.failures == 0 && offset < self.ahead_end {
+        if held.attempt == 0 && held.failures == 0 && is_ahead {
             let weight = held.weight;
             self.held.remove(&offset);
             match self.keys.back(offset) {

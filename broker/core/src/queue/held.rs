@@ -80,6 +80,17 @@ impl Held {
             }
     }
 
+    /// Whether it is on its way to the dead letter topic.
+    pub(super) fn is_dying(&self) -> bool {
+        match self.state {
+            HeldState::Doomed | HeldState::Dying | HeldState::Dead => true,
+            HeldState::Leased
+            | HeldState::Waiting
+            | HeldState::Returning
+            | HeldState::GivenBack => false,
+        }
+    }
+
     pub(super) fn is_leased(&self) -> bool {
         self.state == HeldState::Leased && !self.acking
     }

@@ -33,6 +33,7 @@ impl Dispatcher {
         }
         let held: Vec<u64> = self.held.keys().copied().collect();
         held.into_iter().for_each(|offset| self.index(offset));
+        self.pass_over();
     }
 
     /// Where a message goes whose failure is committed.
@@ -64,9 +65,13 @@ impl Dispatcher {
         self.members.all_released();
         self.held.clear();
         self.evicting.clear();
+        self.dropping = false;
         self.ready.clear();
         self.delayed.clear();
         self.doomed.clear();
+        self.overdue.swept = 0;
+        self.overdue.late.clear();
+        self.overdue.stalled = false;
         self.breaker.reset();
         self.deadline_bound = u64::MAX;
         self.read_again();
@@ -101,6 +106,7 @@ impl Dispatcher {
         self.deadline_bound = 0;
         let Some(committed) = committed.filter(|_| self.begun) else { return };
         if reorder {
+            self.dropping |= !self.evicting.is_empty();
             self.read_again();
             self.ahead_end = committed.queue.floor().0;
         }
@@ -133,7 +139,7 @@ impl Dispatcher {
     }
 }
 
-const EMPTY: Held = Held {
+pub(super) const EMPTY: Held = Held {
     time: 0,
     dispatch: 0,
     member: NOBODY,

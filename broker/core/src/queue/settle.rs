@@ -164,6 +164,7 @@ impl Dispatcher {
     /// An eviction is committed, or refused. One entry may hold several neighbouring ones.
     fn evicted(&mut self, range: OffsetRange) {
         self.evicting.retain(|part| part.start < range.start || range.end < part.end);
+        self.dropping &= !self.evicting.is_empty();
     }
 
     /// Nothing is to be known of these messages any more.
@@ -295,6 +296,7 @@ impl Dispatcher {
 
     /// A dead letter is published.
     pub(crate) fn buried(&mut self, offset: u64) {
+        self.overdue.stalled = false;
         self.forget(offset, offset + 1);
     }
 
@@ -330,25 +332,9 @@ impl Dispatcher {
         if start <= self.ahead_end && self.ahead_end < end {
             self.ahead_end = end;
         }
-        let mut ranges = Vec::new();
-        for part in self.open_in(committed, OffsetRange::new(start, end)) {
-            let mut at = part.start.0;
-            let busy: Vec<u64> = self
-                .held
-                .range(at..part.end.0)
-                .filter(|(_, held)| held.acking || held.state != HeldState::Waiting)
-                .map(|(offset, _)| *offset)
-                .collect();
-            for offset in busy {
-                if at < offset {
-                    ranges.push(OffsetRange::new(at, offset));
-                }
-                at = offset + 1;
-            }
-            if at < part.end.0 {
-                ranges.push(OffsetRange::new(at, part.end.0));
-            }
-        }
+        let open = self.open_in(committed, OffsetRange::new(start, end));
+        let ranges: Vec<OffsetRange> =
+            open.into_iter().flat_map(|part| self.free_in(part)).collect();
         for range in &ranges {
             self.evicting.push(*range);
             self.take_out(range.start.0, range.end.0);
@@ -380,12 +366,13 @@ impl Dispatcher {
         }
         self.acks_refused(ranges);
         if let Some(first) = ranges.first() {
+            self.overdue.swept = self.overdue.swept.min(first.start.0);
             self.read_again_from(committed, first.start);
         }
     }
 
     /// Has everything from an offset on that is not held read again.
-    fn read_again_from(&mut self, committed: Committed<'_>, from: Offset) {
+    pub(super) fn read_again_from(&mut self, committed: Committed<'_>, from: Offset) {
         let from = if self.policy.key_order {
             // The order of keys is that of reading: all of it is read again.
             self.ready.clear();

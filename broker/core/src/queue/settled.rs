@@ -31,6 +31,11 @@ impl OffsetRange {
         [below, above].into_iter().filter(|part| part.start < part.end)
     }
 
+    /// Whether an offset is in it.
+    pub(crate) fn holds(self, offset: u64) -> bool {
+        (self.start.0..self.end.0).contains(&offset)
+    }
+
     /// How many offsets it holds.
     #[must_use]
     pub fn count(self) -> u64 {

@@ -42,6 +42,8 @@ pub enum DeadCause {
     Rejected = 1,
     /// It was too old.
     Expired = 2,
+    /// The queue held more than its topic allows.
+    Overflow = 3,
 }
 
 /// How messages were settled, other than by a dead letter.
@@ -52,7 +54,7 @@ pub enum SettleHow {
     Acked = 0,
     /// They were too old.
     Expired = 1,
-    /// They left the queue unprocessed: a purge, a seek, retention or damage.
+    /// They left the queue unprocessed: a purge, a seek, retention, damage, or newer ones had no room.
     Evicted = 2,
 }
 

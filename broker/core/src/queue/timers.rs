@@ -4,14 +4,15 @@
 //! Leases have no timers of their own: all are looked at when the earliest could have ended, so that a
 //! renewal moves one number per consumer. Bound of a look: `unsettled_max`.
 
-use postrider_protocol::message::AckRun;
+use postrider_protocol::message::{AckRun, Expired};
 
 use super::dispatch::{Committed, Dispatcher};
-use super::held::{Held, HeldState, NOBODY};
+use super::held::{Held, NOBODY};
 use super::ms;
 use super::rebuild::push_ack_run;
 use super::settle::Verdict;
-use super::state::{DeadCause, ReturnCause};
+use super::settled::OffsetRange;
+use super::state::ReturnCause;
 use crate::limits::{SESSION_GRACE_MS, VERDICTS_PER_TICK_MAX};
 use crate::now::Now;
 
@@ -26,6 +27,10 @@ pub(crate) struct Due {
     pub(crate) lost: Vec<(u64, Vec<AckRun>)>,
     /// Messages wait for their dead letter topic to be known.
     pub(crate) wants_target: bool,
+    /// Messages that leave because they are too old.
+    pub(crate) expired: Vec<OffsetRange>,
+    /// Messages that leave because they are too many.
+    pub(crate) evicted: Vec<OffsetRange>,
 }
 
 impl Dispatcher {
@@ -39,6 +44,8 @@ impl Dispatcher {
         self.end_sessions(now_ms, &mut due);
         self.end_leases(now_ms, &mut due);
         self.doom(committed, &mut due);
+        self.sweep(committed, &mut due);
+        self.overflow(committed, &mut due);
         due
     }
 
@@ -143,23 +150,15 @@ impl Dispatcher {
     /// Messages that failed too often while the dead letter topic was not known.
     fn doom(&mut self, committed: Committed<'_>, due: &mut Due) {
         if self.target.is_none() {
-            due.wants_target = !self.doomed.is_empty();
+            due.wants_target |= !self.doomed.is_empty();
             return;
         }
         while due.verdicts.len() < VERDICTS_PER_TICK_MAX
             && let Some(offset) = self.doomed.pop_first()
         {
-            let Some(held) = self.held.get_mut(&offset) else { continue };
-            held.state = HeldState::Dying;
-            let known = committed.queue.failures().get(&postrider_protocol::types::Offset(offset));
-            let rejected = known.is_some_and(|failure| failure.cause == ReturnCause::Rejected);
-            due.verdicts.push(Verdict::Die {
-                offset,
-                cause: if rejected { DeadCause::Rejected } else { DeadCause::MaxFailures },
-                failures: u32::from(held.failures),
-                attempts: held.attempt,
-                reason: known.map_or_else(String::new, |failure| failure.reason.clone()),
-            });
+            let Some(held) = self.held.get(&offset).copied() else { continue };
+            let cause = self.cause_of_death(committed, offset, &held);
+            due.verdicts.push(self.kill(committed, offset, cause));
         }
     }
 
@@ -173,12 +172,14 @@ impl Dispatcher {
         let deadline = (self.deadline_bound < u64::MAX).then_some(self.deadline_bound);
         let now = (!self.holes.is_empty()).then_some(0);
         // Without a target it is asked for, again and again.
-        let dooms = match self.target {
+        let ask = match self.target {
             Some(_) => 0,
             None => clock_ms.saturating_add(ASK_TARGET_MS),
         };
-        let dooms = (!self.doomed.is_empty()).then_some(dooms);
-        [delay, deadline, self.members.next_loss(), self.breaker.opens_until(), now, dooms]
+        let dooms = (!self.doomed.is_empty()).then_some(ask);
+        let drops = self.bounds.expired == Expired::Drop;
+        let overdue = self.has_overdue().then_some(if drops { 0 } else { ask });
+        [delay, deadline, self.members.next_loss(), self.breaker.opens_until(), now, dooms, overdue]
             .into_iter()
             .flatten()
             .min()

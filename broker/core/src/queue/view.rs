@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use postrider_protocol::message::QueuePartition;
+use postrider_protocol::message::{Expired, QueuePartition};
 use postrider_protocol::types::{Offset, PartitionId, TimestampMs};
 
 use super::dispatch::{Committed, Dispatcher};
-use super::held::HeldState;
+use super::held::{Held, HeldState};
 use super::state::{QueueState, Totals};
 use super::{MemberKey, ms};
 use crate::now::Now;
@@ -91,6 +91,9 @@ impl Dispatcher {
                 }
             }
         }
+        if self.bounds.expired == Expired::DeadLetter {
+            numbers.dead_lettering += self.passed_over(committed, committed.end);
+        }
         numbers.blocked = u64::try_from(self.keys.blocked()).unwrap_or(u64::MAX);
         let others = numbers.leased + numbers.delayed + numbers.dead_lettering + numbers.blocked;
         numbers.ready = numbers.ready.saturating_sub(others);
@@ -161,8 +164,8 @@ impl Dispatcher {
         if queue.gone().contains(offset) || offset < queue.start() {
             why.state = "gone";
             why.text =
-                "the message left the queue without an ack: dead-lettered, purged, sought past, \
-                        or no longer kept"
+                "the message left the queue without an ack: dead-lettered, expired, dropped for newer ones, \
+                        purged, sought past, or no longer kept"
                     .to_owned();
         } else {
             why.state = "acked";
@@ -171,6 +174,12 @@ impl Dispatcher {
     }
 
     fn why_unsettled(&self, queue: &QueueState, offset: Offset, now: Now, why: &mut Why) {
+        let waits = |held: &Held| held.state == HeldState::Waiting;
+        if self.is_overdue(offset.0) && self.held.get(&offset.0).is_none_or(waits) {
+            why.state = "expired";
+            why.text = "it is older than the topic's TTL, and about to leave the queue".to_owned();
+            return;
+        }
         let Some(held) = self.held.get(&offset.0) else {
             match self.keys.blocker(offset.0) {
                 Some(blocker) => {

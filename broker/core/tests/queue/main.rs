@@ -10,7 +10,9 @@
 //! ```
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod bounds;
 mod breaker;
+mod expiry;
 mod failures;
 mod leases;
 mod order;

@@ -7,17 +7,18 @@ use bytes::{BufMut, Bytes, BytesMut};
 use postrider_core::Now;
 use postrider_core::cursors::Position;
 use postrider_core::partition::{
-    Appended, ConnectionId, Decision, Effect, EntryDraft, Partition, PartitionIdentity,
-    PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal, SubscribeStart,
-    SubscriptionMode,
+    Aged, Appended, ConnectionId, Decision, Effect, EntryDraft, ExpiryAsk, Partition,
+    PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
+    SubscribeStart, SubscriptionMode,
 };
 use postrider_core::queue::{
-    AckRequest, Ahead, Failure, LeaseCredit, LeaseStep, MemberKey, QueueState, ReturnRequest,
+    AckRequest, Ahead, DeadCause, Failure, LeaseCredit, LeaseStep, MemberKey, QueueState,
+    ReturnRequest,
 };
 use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::{Entry, EntryHeader, EntryKind, entry_len};
 use postrider_protocol::message::{
-    AckLevel, AckRun, Outcome, PublishHead, QueuePolicy, ReturnAction, SettleProblem,
+    AckLevel, AckRun, Outcome, PublishHead, QueuePolicy, ReturnAction, SettleProblem, TopicBounds,
 };
 use postrider_protocol::types::{
     Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId, ProducerEpoch, ProducerId,
@@ -41,6 +42,7 @@ pub(crate) struct Stage {
     /// The hash of each message's key.
     pub(crate) key_of: fn(u64) -> u64,
     policy: QueuePolicy,
+    bounds: TopicBounds,
     entries: Vec<Entry>,
     leader_epoch: u32,
     routes: u64,
@@ -65,6 +67,7 @@ impl Stage {
             refuses: false,
             key_of: |_offset| 0,
             policy,
+            bounds: TopicBounds::default(),
             entries: Vec::new(),
             leader_epoch: 1,
             routes: 0,
@@ -74,6 +77,7 @@ impl Stage {
     }
 
     fn begin(&mut self) {
+        self.partition.set_bounds(self.bounds);
         self.partition.set_queue_policy(QUEUE, self.policy.clone());
         self.partition.set_dead_letter_target(QUEUE, Some((DEAD, PartitionId(0))));
         let (start, mode) = (SubscribeStart::Latest, SubscriptionMode::Queue);
@@ -86,6 +90,11 @@ impl Stage {
     pub(crate) fn set_policy(&mut self, policy: QueuePolicy) {
         self.policy = policy;
         self.partition.set_queue_policy(QUEUE, self.policy.clone());
+    }
+
+    pub(crate) fn set_bounds(&mut self, bounds: TopicBounds) {
+        self.bounds = bounds;
+        self.partition.set_bounds(bounds);
     }
 
     /// The leader's memory is lost; what is committed is not.
@@ -109,7 +118,7 @@ impl Stage {
         self.commit();
     }
 
-    fn append(&mut self, mut pending: PendingAppend<u64>) {
+    pub(crate) fn append(&mut self, mut pending: PendingAppend<u64>) {
         while let Some(draft) = pending.next_entry() {
             if self.refuses {
                 self.partition.append_failed(pending, Refusal::DiskFull, &mut self.effects);
@@ -252,6 +261,35 @@ impl Stage {
             self.append(pending);
         }
         self.commit();
+        if let Some(ask) = self.partition.expiry_due(self.now) {
+            let aged = self.look_up(ask);
+            if let Some(pending) = self.partition.expire(self.now, aged, &mut self.effects) {
+                self.append(pending);
+            }
+            self.commit();
+        }
+    }
+
+    fn look_up(&self, ask: ExpiryAsk) -> Aged {
+        let messages = self.entries.iter().map(|entry| &entry.header);
+        let mut young = messages.filter(|header| header.append_time > ask.until);
+        let before =
+            young.clone().next().map_or_else(|| self.end().offset, |header| header.base_offset);
+        let next = young.find(|header| header.end_offset() > ask.from);
+        Aged { before, next: next.map(|header| header.append_time) }
+    }
+
+    /// The outbox: publishes the letters that there are; tells which.
+    pub(crate) fn publish_letters(&mut self) -> Vec<(u64, DeadCause)> {
+        let letters = self.partition.dead_intents(QUEUE);
+        let letters: Vec<(u64, DeadCause)> =
+            letters.map(|letter| (letter.offset.0, letter.cause)).collect();
+        let offsets: Vec<Offset> = letters.iter().map(|(offset, _)| Offset(*offset)).collect();
+        let sub_epoch = self.queue().sub_epoch();
+        let decision =
+            self.partition.dead_done(self.now, QUEUE, sub_epoch, &offsets, &mut self.effects);
+        self.follow(decision);
+        letters
     }
 
     /// Attaches a consumer that says it holds these leases of this leadership; tells which are in force.
@@ -428,7 +466,7 @@ fn run(offset: u64, attempt: u32) -> AckRun {
 }
 
 /// The smallest batch with these fields.
-fn batch(head: &PublishHead) -> Batch {
+pub(crate) fn batch(head: &PublishHead) -> Batch {
     let mut body = BytesMut::with_capacity(48);
     body.put_u16(0);
     body.put_u32(head.seq_count - 1);

@@ -8,17 +8,19 @@ use postrider_core::Now;
 use postrider_core::cursors::Position;
 use postrider_core::limits::SESSION_GRACE_MS;
 use postrider_core::partition::{
-    Appended, AppliedEntry, ConnectionId, Decision, Effect, EntryDraft, Partition,
+    Aged, Appended, AppliedEntry, ConnectionId, Decision, Effect, EntryDraft, Partition,
     PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
     StateCommand, StateCommitted, SubscribeStart, SubscriptionMode,
 };
-use postrider_core::queue::{AckRequest, Ahead, LeaseCredit, LeaseStep, MemberKey, ReturnRequest};
+use postrider_core::queue::{
+    AckRequest, Ahead, DeadCause, LeaseCredit, LeaseStep, MemberKey, ReturnRequest,
+};
 use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::{Entry, EntryHeader, EntryKind, entry_len};
 use postrider_protocol::error::ErrorCode;
 use postrider_protocol::message::{
-    AckLevel, AckRun, Breaker, LeaseRun, PublishHead, QueuePolicy, ReturnAction, SettleException,
-    SettleProblem,
+    AckLevel, AckRun, Breaker, Expired, LeaseRun, Overflow, PublishHead, QueuePolicy, ReturnAction,
+    SettleException, SettleProblem, TopicBounds,
 };
 use postrider_protocol::types::{
     Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId, ProducerEpoch, ProducerId,
@@ -51,6 +53,8 @@ const CASES: &[&str] = &[
     "dead letter",
     "dead letter published again",
     "evicted",
+    "expired",
+    "expired letter",
     "failed before",
     "first hand-out",
     "given back",
@@ -58,6 +62,7 @@ const CASES: &[&str] = &[
     "lease lost",
     "lease ended by time",
     "nack",
+    "overflow letter",
     "purge",
     "reject",
     "release",
@@ -130,6 +135,9 @@ pub(crate) struct World {
     folded: usize,
     snapshots: Vec<Bytes>,
     policy: QueuePolicy,
+    bounds: TopicBounds,
+    /// What lies below was found to be too old; none before the first look of a leadership.
+    aged_before: Option<u64>,
     target: bool,
     refuses: bool,
     consumers: Vec<Consumer>,
@@ -181,6 +189,20 @@ fn policy(random: &mut Random) -> QueuePolicy {
     }
 }
 
+fn bounds(random: &mut Random) -> TopicBounds {
+    TopicBounds {
+        message_ttl_ms: random.one_in(3).then(|| 100 + random.below(4_000)),
+        expired: if random.one_in(2) { Expired::Drop } else { Expired::DeadLetter },
+        max_messages: random.one_in(4).then(|| 1 + random.below(60)),
+        max_bytes: None,
+        overflow: match random.below(3) {
+            0 => Overflow::Reject,
+            1 => Overflow::DropOldest,
+            _ => Overflow::DeadLetter,
+        },
+    }
+}
+
 fn identity(leader_epoch: u32) -> PartitionIdentity {
     PartitionIdentity {
         topic: TOPIC,
@@ -209,6 +231,8 @@ impl World {
             folded: 0,
             snapshots: Vec::new(),
             policy,
+            bounds: TopicBounds::default(),
+            aged_before: None,
             target: false,
             refuses: true,
             consumers: Vec::new(),
@@ -233,12 +257,15 @@ impl World {
         for key in 0..3 {
             world.consumers.push(Consumer { key, ..Consumer::default() });
         }
+        world.bounds = bounds(&mut world.random);
         world.lead();
         world
     }
 
     /// What the join does at the begin of a leadership.
     fn lead(&mut self) {
+        self.aged_before = None;
+        self.partition.set_bounds(self.bounds);
         self.partition.set_queue_policy(QUEUE, self.policy.clone());
         self.target = self.random.one_in(2);
         self.tell_target();
@@ -486,6 +513,7 @@ impl World {
         }
         self.carry_out();
         self.poll();
+        self.expire();
         if seeking {
             return;
         }
@@ -498,7 +526,37 @@ impl World {
         self.forget_evicted_unsure();
     }
 
+    /// What the join does with a tick: it looks how far messages are too old.
+    fn expire(&mut self) {
+        let Some(ask) = self.partition.expiry_due(self.now) else { return };
+        if self.random.one_in(5) {
+            // It takes some time.
+            self.pass(30);
+        }
+        let data = self.entries[..self.ready].iter().map(|entry| &entry.header);
+        let mut young = data.filter(|header| header.append_time > ask.until);
+        let before = young.clone().next().map(|header| header.base_offset);
+        let before = before.unwrap_or_else(|| Offset(self.ready_offset()));
+        let next = young.find(|header| header.end_offset() > ask.from);
+        let aged = Aged { before, next: next.map(|header| header.append_time) };
+        self.aged_before = self.aged_before.max(Some(before.0));
+        if let Some(pending) = self.partition.expire(self.now, aged, &mut self.effects) {
+            self.append(pending);
+        }
+        self.carry_out();
+        self.poll();
+    }
+
+    /// Whether it was found to be too old.
+    fn is_overdue(&self, offset: u64) -> bool {
+        self.bounds.message_ttl_ms.is_some()
+            && self.aged_before.is_some_and(|before| offset < before)
+    }
+
     fn forget_evicted_unsure(&mut self) {
+        if self.bounds != TopicBounds::default() {
+            self.forget_evicted();
+        }
         if self.bad.range(..self.ready).next().is_some() {
             self.forget_evicted();
         }
@@ -580,6 +638,16 @@ impl World {
         let mut policy = policy(&mut self.random);
         policy.single_active = self.policy.single_active;
         self.policy = policy;
+        if self.random.one_in(2) {
+            let ttl_ms = self.bounds.message_ttl_ms;
+            self.bounds = bounds(&mut self.random);
+            if self.bounds.message_ttl_ms != ttl_ms {
+                self.aged_before = None;
+            }
+            // The join wakes who waits, as after a change of policy.
+            self.idle = false;
+        }
+        self.partition.set_bounds(self.bounds);
         self.partition.set_queue_policy(QUEUE, self.policy.clone());
         for lease in self.ended.values_mut() {
             lease.sure = false;
@@ -685,11 +753,22 @@ impl World {
 fn count_acks(command: &StateCommand, counts: &mut Counts) {
     use postrider_core::partition::Settlement;
     use postrider_core::queue::SettleHow;
+    if let StateCommand::DeadIntent(intents) = command {
+        for intent in intents {
+            match intent.letter.cause {
+                DeadCause::Expired => counts.hit("expired letter"),
+                DeadCause::Overflow => counts.hit("overflow letter"),
+                DeadCause::MaxFailures | DeadCause::Rejected => {}
+            }
+        }
+    }
     let StateCommand::Settle(settlements) = command else { return };
     for settlement in settlements {
         let Settlement::Runs(runs) = settlement else { continue };
         if runs.how == SettleHow::Evicted {
             counts.hit("evicted");
+        } else if runs.how == SettleHow::Expired {
+            counts.hit("expired");
         } else if runs.runs.len() > 1 {
             counts.hit("several acks in one entry");
         }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use postrider_core::metadata::Subscription;
-use postrider_core::partition::{ConnectionId, Decision, Effect, PublishRequest};
+use postrider_core::partition::{Aged, ConnectionId, Decision, Effect, ExpiryAsk, PublishRequest};
 use postrider_core::queue::{
     AckRequest, Ahead, DeadLetter, LeaseCredit, LeaseStep, MemberKey, QueueMember, QueueStats,
     ReturnRequest, Why,
@@ -264,6 +264,19 @@ impl Leader {
         self.queue_wake = None;
         self.members.tick(turn.now.monotonic, turn.wakes);
         if let Some(pending) = self.core.tick_queues(turn.now, &mut self.effects) {
+            self.append(partition, pending);
+        }
+        self.watch_queues(partition);
+    }
+
+    /// What is to be looked up of the age of messages.
+    pub(crate) fn expiry_due(&self, turn: &Turn<'_>) -> Option<ExpiryAsk> {
+        self.core.expiry_due(turn.now)
+    }
+
+    /// Takes what was found.
+    pub(crate) fn expire(&mut self, partition: &PartitionHandle, aged: Aged, turn: &Turn<'_>) {
+        if let Some(pending) = self.core.expire(turn.now, aged, &mut self.effects) {
             self.append(partition, pending);
         }
         self.watch_queues(partition);

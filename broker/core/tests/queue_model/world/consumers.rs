@@ -282,6 +282,8 @@ impl World {
         assert!(offset < self.ready_offset(), "{offset} is committed");
         assert!(self.naive.is_unsettled(offset), "{offset} is unsettled");
         assert!(!self.naive.is_dead(offset), "{offset} is not dead");
+        let looked = self.bounds.message_ttl_ms.is_none() || self.aged_before.is_some();
+        assert!(looked && !self.is_overdue(offset), "{offset} is too old, or may be");
         assert!(!self.accepted.contains_key(&offset), "{offset}: an accepted ack is final");
         assert!(!self.returning.contains(&offset), "{offset}: its failure is counted first");
         assert!(!self.leases.contains_key(&offset), "{offset}: {:?}", self.leases.get(&offset));
@@ -300,6 +302,7 @@ impl World {
                 key_of(*other) == key_of(offset)
                     && self.naive.is_unsettled(*other)
                     && !self.naive.is_dead(*other)
+                    && !self.is_overdue(*other)
                     && self.is_readable(*other)
             });
             assert_eq!(earlier, None, "{offset} goes out before an earlier one of its key");

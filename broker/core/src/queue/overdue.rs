@@ -1,0 +1,221 @@
+//! Owns what of a queue is too old: it goes out no more, and leaves. Never tells the age of a message: append
+//! times never fall, so all that is too old lies below one offset, which the partition is told. Driven by the
+//! dispatcher's tick and by the partition.
+//!
+//! ```text
+//!   unread, ahead, waiting, delayed --`before` passes--> overdue --sweep--> evicting         (expired = drop)
+//!   leased ------given back, ended-------------------->  late    -------->  dying -> dead    (dead_letter)
+//! ```
+//! What a consumer has stays with it, and may be acknowledged. What is being written about is looked at again
+//! when that is committed.
+
+use std::collections::BTreeSet;
+
+use postrider_protocol::message::Expired;
+use postrider_protocol::types::Offset;
+
+use super::dispatch::{Committed, Dispatcher};
+use super::held::{Held, HeldState};
+use super::rebuild::EMPTY;
+use super::settle::Verdict;
+use super::settled::OffsetRange;
+use super::state::{DeadCause, ReturnCause};
+use super::timers::Due;
+use crate::limits::VERDICTS_PER_TICK_MAX;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Overdue {
+    /// Messages below are too old.
+    pub(super) before: u64,
+    /// Of those below, what is unsettled is held or being evicted.
+    pub(super) swept: u64,
+    /// Held ones that wait. Bound: what is held.
+    pub(super) late: BTreeSet<u64>,
+    /// As many are on their way to the dead letter topic as may be.
+    pub(super) stalled: bool,
+}
+
+impl Dispatcher {
+    /// Messages below `before` are too old from here on; others are not, whatever was said before.
+    pub(crate) fn set_overdue(&mut self, committed: Option<Committed<'_>>, before: u64) {
+        let was = std::mem::replace(&mut self.overdue.before, before);
+        if was <= before {
+            self.pass_over();
+            return;
+        }
+        let again = self.overdue.late.split_off(&before);
+        again.into_iter().for_each(|offset| self.index(offset));
+        self.overdue.swept = self.overdue.swept.min(before);
+        self.dropping |= !self.evicting.is_empty();
+        if let Some(committed) = committed.filter(|_| self.begun) {
+            self.pardon(committed);
+            self.read_again_from(committed, Offset(before));
+        }
+    }
+
+    /// What was to die because of its age alone, and whose entry was refused, lives.
+    fn pardon(&mut self, committed: Committed<'_>) {
+        let doomed: Vec<(u64, Held)> =
+            self.doomed.iter().map(|offset| (*offset, self.held[offset])).collect();
+        for (offset, held) in doomed {
+            match self.cause_of_death(committed, offset, &held) {
+                DeadCause::MaxFailures | DeadCause::Rejected => {}
+                DeadCause::Expired | DeadCause::Overflow => {
+                    self.doomed.remove(&offset);
+                    self.release(offset);
+                }
+            }
+        }
+    }
+
+    /// Puts what is too old out of reach.
+    pub(super) fn pass_over(&mut self) {
+        let before = self.overdue.before;
+        if !self.begun || before == 0 {
+            return;
+        }
+        let waits = |held: &Held| held.state == HeldState::Waiting && !held.acking;
+        let waiting: Vec<(u64, Held)> = self
+            .held
+            .range(..before)
+            .filter(|(_, held)| waits(held))
+            .map(|(offset, held)| (*offset, *held))
+            .collect();
+        for (offset, held) in waiting {
+            self.unindex(offset, &held);
+            self.index(offset);
+        }
+        self.ahead.remove(0, before);
+        for offset in self.keys.entered(0, before) {
+            if self.held.get(&offset).is_none_or(waits) {
+                self.unblock(offset);
+            }
+        }
+        for hole in &mut self.holes {
+            hole.0 = hole.0.max(before);
+        }
+        self.holes.retain(|hole| hole.0 < hole.1);
+        // The keys of what is out must be read; what is too old is passed over then.
+        if !self.must_read_on() {
+            self.ahead_end = self.ahead_end.max(before);
+        }
+    }
+
+    /// Whether a message is too old to go out.
+    pub(super) fn is_overdue(&self, offset: u64) -> bool {
+        offset < self.overdue.before
+    }
+
+    /// Has a bounded part of what is too old leave.
+    pub(super) fn sweep(&mut self, committed: Committed<'_>, due: &mut Due) {
+        if !self.has_overdue() {
+            return;
+        }
+        let before = self.overdue.before;
+        if self.bounds.expired == Expired::Drop {
+            let late = self.overdue.late.first().copied().unwrap_or(before);
+            let from = late.min(self.overdue.swept);
+            due.expired = self.shed(committed, from, before);
+            self.overdue.swept = before;
+        } else if self.target.is_some() {
+            self.sweep_to_death(committed, due);
+        } else {
+            due.wants_target = true;
+        }
+    }
+
+    fn sweep_to_death(&mut self, committed: Committed<'_>, due: &mut Due) {
+        let mut budget = self.kill_budget();
+        while budget > 0
+            && let Some(offset) = self.overdue.late.pop_first()
+        {
+            due.verdicts.push(self.kill(committed, offset, DeadCause::Expired));
+            budget -= 1;
+        }
+        let left = OffsetRange::new(self.overdue.swept, self.overdue.before);
+        for part in self.open_in(committed, left) {
+            for offset in part.start.0..part.end.0 {
+                if self.held.contains_key(&offset) {
+                    continue;
+                }
+                if budget == 0 {
+                    self.overdue.swept = offset;
+                    self.overdue.stalled = true;
+                    return;
+                }
+                due.verdicts.push(self.kill(committed, offset, DeadCause::Expired));
+                budget -= 1;
+            }
+        }
+        self.overdue.swept = self.overdue.before;
+        self.overdue.stalled = !self.overdue.late.is_empty();
+    }
+
+    /// How many messages more may be sent to the dead letter topic unprocessed. Those that are on their way are
+    /// held in memory, and leave half of the room to others.
+    pub(super) fn kill_budget(&self) -> usize {
+        let most = usize::try_from((self.policy.unsettled_max / 2).max(1)).unwrap_or(usize::MAX);
+        let dying = self.held.values().filter(|held| held.is_dying()).count();
+        most.min(VERDICTS_PER_TICK_MAX).saturating_sub(dying)
+    }
+
+    /// Sends a message that nobody has to the dead letter topic: says what is to be written.
+    pub(super) fn kill(
+        &mut self,
+        committed: Committed<'_>,
+        offset: u64,
+        cause: DeadCause,
+    ) -> Verdict {
+        self.ahead.remove(offset, offset + 1);
+        match self.held.get(&offset).copied() {
+            Some(held) => self.unindex(offset, &held),
+            None => self.held.insert(offset, EMPTY),
+        }
+        let held = self.held.get_mut(&offset).expect("it was just put there");
+        // A refusal has it killed again.
+        (held.state, held.doomed) = (HeldState::Dying, true);
+        let known = committed.queue.failures().get(&Offset(offset));
+        Verdict::Die {
+            offset,
+            cause,
+            failures: u32::from(held.failures),
+            attempts: held.attempt,
+            reason: known.map_or_else(String::new, |failure| failure.reason.clone()),
+        }
+    }
+
+    /// Why a message dies that is doomed.
+    pub(super) fn cause_of_death(
+        &self,
+        committed: Committed<'_>,
+        offset: u64,
+        held: &Held,
+    ) -> DeadCause {
+        let known = committed.queue.failures().get(&Offset(offset));
+        if known.is_some_and(|failure| failure.cause == ReturnCause::Rejected) {
+            DeadCause::Rejected
+        } else if u32::from(held.failures) >= self.policy.max_failures {
+            DeadCause::MaxFailures
+        } else if self.is_overdue(offset) {
+            DeadCause::Expired
+        } else {
+            DeadCause::Overflow
+        }
+    }
+
+    /// Whether a tick may have something to do here.
+    pub(super) fn has_overdue(&self) -> bool {
+        let any = !self.overdue.late.is_empty() || self.overdue.swept < self.overdue.before;
+        any && (self.bounds.expired == Expired::Drop || !self.overdue.stalled)
+    }
+
+    /// Messages that are too old, below `end`, in no other place.
+    pub(super) fn passed_over(&self, committed: Committed<'_>, end: u64) -> u64 {
+        let range = OffsetRange::new(self.overdue.swept, self.overdue.before.min(end));
+        if range.start >= range.end {
+            return 0;
+        }
+        self.open_in(committed, range).into_iter().map(|part| self.unheld(part)).sum()
+    }
+}
