@@ -38,6 +38,7 @@ mod partition;
 mod queue_wakes;
 mod random;
 mod readers;
+mod redrive;
 mod session;
 mod topic;
 

@@ -4,7 +4,8 @@ use postrider_protocol::{
     message::{
         AlterQueue, AlterQueueReply, CreateQueue, CreateQueueReply, CreateSubscription,
         CreateSubscriptionReply, DescribeQueue, DescribeQueueReply, PurgeQueue, PurgeQueueReply,
-        QueuePolicy, Start, TopicBounds, WhyMessage, WhyMessageReply,
+        QueuePolicy, RedriveLetters, RedriveLettersReply, ReleaseMessage, ReleaseMessageReply,
+        Start, TopicBounds, WhyMessage, WhyMessageReply,
     },
     types::{Durability, Offset, PartitionId},
 };
@@ -149,6 +150,65 @@ fn repeat(if_not_exists: bool) -> Repeat {
     if if_not_exists { Repeat::Safe } else { Repeat::Never }
 }
 
+/// Which dead letters are sent back.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[must_use = "hand it to Admin::redrive"]
+pub struct Redrive {
+    letters: String,
+    reason: Option<String>,
+    source: Option<String>,
+    source_subscription: Option<String>,
+    target: Option<String>,
+    dry_run: bool,
+}
+
+impl Redrive {
+    /// All letters of a dead letter topic, each to the topic that it comes from.
+    pub fn new(letters: impl Into<String>) -> Self {
+        Self {
+            letters: letters.into(),
+            reason: None,
+            source: None,
+            source_subscription: None,
+            target: None,
+            dry_run: false,
+        }
+    }
+
+    /// Only those that died for this reason: `max_failures`, `rejected`, `expired` or `overflow`.
+    pub fn reason(mut self, reason: impl Into<String>) -> Self {
+        self.reason = Some(reason.into());
+        self
+    }
+
+    /// Only those of this topic.
+    pub fn source(mut self, topic: impl Into<String>) -> Self {
+        self.source = Some(topic.into());
+        self
+    }
+
+    /// Only those of this subscription.
+    pub fn source_subscription(mut self, name: impl Into<String>) -> Self {
+        self.source_subscription = Some(name.into());
+        self
+    }
+
+    /// Sends them to this topic instead.
+    pub fn target(mut self, topic: impl Into<String>) -> Self {
+        self.target = Some(topic.into());
+        self
+    }
+
+    /// Only counts.
+    pub fn dry_run(mut self) -> Self {
+        self.dry_run = true;
+        self
+    }
+}
+
+/// The queue-mode subscription of a dead letter topic that remembers what was sent back.
+pub const REDRIVE_SUBSCRIPTION: &str = "redrive";
+
 impl Admin {
     /// Creates a queue. The reply says whether it was created now.
     ///
@@ -240,6 +300,72 @@ impl Admin {
         let request = PurgeQueue { topic, subscription };
         let reply: PurgeQueueReply = self.ask(&request, Repeat::Never).await?;
         Ok(reply.purged)
+    }
+
+    /// Creates what [`Admin::redrive`] needs: a paused queue-mode subscription of the dead letter topic. Once for all.
+    ///
+    /// # Errors
+    /// There is no such topic, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the subscription may be created all the same, also after the future was dropped.
+    pub async fn prepare_redrive(&self, letters: &str) -> Result<(), AdminError> {
+        let policy = QueuePolicy { paused: true, ..QueuePolicy::default() };
+        let subscription = NewSubscription::new(letters, REDRIVE_SUBSCRIPTION).queue(policy);
+        self.create_subscription(subscription.if_not_exists()).await.map(|_created| ())
+    }
+
+    /// Sends dead letters of one partition back, from an offset on, at most `letters_max` (1 to 1,000) of them: one
+    /// step of many. Each letter is sent once, however often it is asked for: whoever is cut off asks again. The
+    /// letters stay in their topic.
+    ///
+    /// # Errors
+    /// There is no such topic or partition, it is not [prepared](Admin::prepare_redrive), or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, letters may be sent all the same, also after the future was dropped.
+    pub async fn redrive(
+        &self,
+        redrive: &Redrive,
+        partition: u32,
+        from: u64,
+        letters_max: u32,
+    ) -> Result<RedriveLettersReply, AdminError> {
+        let Redrive { letters, reason, source, source_subscription, target, dry_run } =
+            redrive.clone();
+        let request = RedriveLetters {
+            topic: letters,
+            subscription: REDRIVE_SUBSCRIPTION.to_owned(),
+            partition: PartitionId(partition),
+            from: Offset(from),
+            letters_max,
+            reason,
+            source,
+            source_subscription,
+            target,
+            dry_run,
+        };
+        self.ask(&request, Repeat::Safe).await
+    }
+
+    /// Has one message handed out now, though a consumer has it or it waits for a time. It counts as no failure;
+    /// whoever has it loses it.
+    ///
+    /// # Errors
+    /// There is no such subscription or partition, or see [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Not cancel-safe: once polled, the message may be released all the same, also after the future was dropped.
+    pub async fn release_message(
+        &self,
+        queue: impl Into<QueueName>,
+        partition: u32,
+        offset: u64,
+    ) -> Result<ReleaseMessageReply, AdminError> {
+        let QueueName { topic, subscription } = queue.into();
+        let (partition, offset) = (PartitionId(partition), Offset(offset));
+        let request = ReleaseMessage { topic, subscription, partition, offset };
+        self.ask(&request, Repeat::Never).await
     }
 
     /// What keeps one message.

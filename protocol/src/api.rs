@@ -166,6 +166,10 @@ apis! {
     WhyMessage = 60, Request;
     /// Settle everything in a queue-mode subscription.
     PurgeQueue = 61, Request;
+    /// Send dead letters back to their topics.
+    RedriveLetters = 62, Request;
+    /// Have one message of a queue-mode subscription handed out now.
+    ReleaseMessage = 63, Request;
     /// Become a member of a consumer group.
     JoinGroup = 70, Request;
     /// A member reads a partition from here on.

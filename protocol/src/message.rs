@@ -46,7 +46,8 @@ pub use queue::{
     Ack, AckReply, AlterQueue, AlterQueueReply, Breaker, Consume, ConsumeReply, ConsumedPartition,
     CreateQueue, CreateQueueReply, CreateSubscription, CreateSubscriptionReply, DescribeQueue,
     DescribeQueueReply, HeldLeases, LeaseLost, PurgeQueue, PurgeQueueReply, QueueConsumer,
-    QueuePartition, QueuePolicy, Renew, Return, ReturnAction, ReturnReply, SETTLE_MESSAGES_MAX,
+    QueuePartition, QueuePolicy, RedriveLetters, RedriveLettersReply, ReleaseMessage,
+    ReleaseMessageReply, Renew, Return, ReturnAction, ReturnReply, SETTLE_MESSAGES_MAX,
     SettleProblem, WhyMessage, WhyMessageReply,
 };
 pub use run::{AckRun, LeaseRun, RUNS_MAX, SettleException};

@@ -380,6 +380,48 @@ fn bench_queue_finds_messages_that_come_after_their_confirmed_ack() -> Result<()
 }
 
 #[test]
+fn dead_letters_go_back_once_though_the_broker_is_killed_between() -> Result<()> {
+    let mut shell = Shell::start()?;
+    shell.prints("queue create jobs --max-failures 1")?;
+    shell.prints_for("pub jobs", lines(500).as_bytes())?;
+    shell.prints("work jobs --concurrency 4 -e -- false")?;
+    let shows = |what: &str, count: u64| shell.shown("jobs").is_ok_and(|jobs| jobs[what] == count);
+    wait_until("all are dead", || shows("dead_lettered", 500))?;
+    let sent = |text: &str| -> Result<(u64, u64)> {
+        let told: Value = serde_json::from_str(text)?;
+        let number = |what: &str| told[what].as_u64().context("a number");
+        Ok((number("sent")?, number("sent_before")?))
+    };
+    let dry = shell.prints("queue redrive jobs --dry-run -o json")?;
+    ensure!(sent(&dry)? == (500, 0), "{dry}");
+    let none = shell.prints("queue redrive jobs --reason expired -o json")?;
+    ensure!(sent(&none)? == (0, 0), "{none}");
+    // Killed while it sends: what it had decided arrives, the rest is sent by the next one.
+    let mut redrive = shell.command.client(&["queue", "redrive", "jobs", "--rate", "300"]);
+    let redrive = redrive.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    wait_until("some are back", || {
+        shell.shown("jobs").is_ok_and(|jobs| jobs["ready"].as_u64() > Some(50))
+    })?;
+    shell.restart_by_kill()?;
+    // It goes on where it was, or gives up; nothing is sent twice either way.
+    ended(redrive)?;
+    let rest = shell.prints("queue redrive jobs -o json")?;
+    let (sent_now, sent_before) = sent(&rest)?;
+    ensure!(sent_now + sent_before == 500 && sent_before >= 50, "{rest}");
+    ensure!(shell.shown("jobs")?["ready"] == 500, "each once: {rest}");
+    let file = tempfile::NamedTempFile::new()?;
+    let script = format!("echo \"$(cat)\" >> {}", file.path().display());
+    let worked = shell.work("jobs -e --concurrency 4", &script)?;
+    ensure!(worked.code == Some(0), "{}", worked.err);
+    let text = read(file.path());
+    let mut back: Vec<&str> = text.split_whitespace().collect();
+    back.sort_unstable();
+    back.dedup();
+    ensure!(back.len() == 500, "{} different ones: {text}", back.len());
+    Ok(())
+}
+
+#[test]
 fn what_is_too_old_goes_to_the_dead_letter_topic_and_says_why() -> Result<()> {
     let mut shell = Shell::start()?;
     shell.prints("queue create jobs --ttl 1s --expired dead-letter")?;

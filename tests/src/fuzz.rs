@@ -30,8 +30,9 @@ use postrider_protocol::message::{
     JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply, Limits, ListOffsets,
     ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply,
     OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PublishDelayed, PurgeQueue,
-    PurgeQueueReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
-    SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
+    PurgeQueueReply, RedriveLetters, RedriveLettersReply, ReleaseMessage, ReleaseMessageReply,
+    Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe, SubscribeReply,
+    SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
 use postrider_protocol::rebuild::{EntryRecords, rebuild};
 use postrider_protocol::record::Record;
@@ -165,6 +166,8 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::DescribeQueue => exact::<DescribeQueue>,
         Api::WhyMessage => exact::<WhyMessage>,
         Api::PurgeQueue => exact::<PurgeQueue>,
+        Api::RedriveLetters => exact::<RedriveLetters>,
+        Api::ReleaseMessage => exact::<ReleaseMessage>,
         Api::JoinGroup => exact::<JoinGroup>,
         Api::GroupAssigned => exact::<GroupAssigned>,
         Api::GroupRevoked => exact::<GroupRevoked>,
@@ -204,6 +207,8 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::DescribeQueue => exact::<DescribeQueueReply>,
         Api::WhyMessage => exact::<WhyMessageReply>,
         Api::PurgeQueue => exact::<PurgeQueueReply>,
+        Api::RedriveLetters => exact::<RedriveLettersReply>,
+        Api::ReleaseMessage => exact::<ReleaseMessageReply>,
         Api::JoinGroup => exact::<JoinGroupReply>,
         Api::GroupReleased => exact::<GroupReleasedReply>,
         Api::LeaveGroup => exact::<LeaveGroupReply>,

@@ -3,6 +3,7 @@
 
 mod acks;
 mod bounds;
+mod by_hand;
 mod command;
 mod delay_snapshot;
 mod delays;

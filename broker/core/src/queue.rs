@@ -18,6 +18,7 @@
 mod ahead;
 mod attach;
 mod breaker;
+mod by_hand;
 mod check;
 mod dispatch;
 mod gone;
@@ -35,6 +36,7 @@ mod timers;
 mod view;
 
 pub(crate) use attach::Holds;
+pub use by_hand::{Redrivable, Released};
 pub(crate) use dispatch::{Committed, Dispatcher, Leased};
 pub(crate) use gone::Gone;
 pub(crate) use overflow::excess;

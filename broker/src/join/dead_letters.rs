@@ -191,7 +191,11 @@ impl DeadLetters {
         now: Now,
     ) -> Result<(), ErrorBody> {
         let Some((name, policy)) = partition.queue_policy(queue.2) else { return Ok(()) };
-        let target = match policy.dead_letter {
+        // Letters that go back have their own targets: they create no topic.
+        let wanted = partition
+            .lead_if_folded(now, |leader, _turn| leader.wants_dead_letter_topic(queue.2))
+            .unwrap_or(false);
+        let target = match policy.dead_letter.filter(|_| wanted) {
             Some(topic) => self.target(catalog, queue, (&topic, partition.durability()), now)?,
             None => None,
         };

@@ -63,6 +63,7 @@ impl Housekeeping {
     /// `written_bytes` is what was written to segments since the start.
     pub(crate) fn tick(&mut self, hub: &Hub, catalog: &Catalog, written_bytes: u64, now: Now) {
         tick_queues(hub, now);
+        hub.redrives.tick(catalog, now);
         hub.dead_letters.tick(catalog, now);
         let before = self.last.replace(now);
         let passed =

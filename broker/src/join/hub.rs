@@ -21,6 +21,7 @@ use crate::join::options::BrokerOptions;
 use crate::join::outbox::{Budget, WakeList};
 use crate::join::partition::PartitionHandle;
 use crate::join::queue_wakes::QueueWakes;
+use crate::join::redrive::Redrives;
 use crate::join::topic::TopicHandle;
 
 /// Who this broker is, fixed at its start.
@@ -63,6 +64,8 @@ pub(crate) struct Hub {
     /// Partitions that want a snapshot, each once.
     snapshots_due: Mutex<VecDeque<Weak<PartitionHandle>>>,
     pub(crate) dead_letters: DeadLetters,
+    /// Dead letters that are sent back.
+    pub(crate) redrives: Redrives,
     /// When which partition has something to do in its queues.
     pub(crate) queue_wakes: QueueWakes,
     /// Topics whose subscriptions were changed since the last tick. Bound: the changes that one tick's
@@ -94,6 +97,7 @@ impl Hub {
             partitions: Mutex::default(),
             snapshots_due: Mutex::default(),
             dead_letters: DeadLetters::default(),
+            redrives: Redrives::default(),
             queue_wakes: QueueWakes::default(),
             changed_topics: Mutex::default(),
         };

@@ -33,6 +33,7 @@ use crate::join::members::Members;
 use crate::join::operation::{Operation, Step};
 use crate::join::outbox::Outbox;
 use crate::join::partition::{PartitionHandle, Turn};
+use crate::join::redrive;
 use crate::join::session::SessionTask;
 
 pub(crate) use queue::{Clean, Fed, NewMember, SettleKind, Settling};
@@ -55,6 +56,8 @@ pub(crate) enum Route {
     Settle(Settling),
     /// Dead letters of a queue to a target.
     Letter(QueueKey, DeadTarget),
+    /// Somebody who sends dead letters back.
+    Redrive(Arc<redrive::Answer>),
     /// A member of a consumer group.
     Group(Arc<Grant>),
     /// A cancel of delayed messages.
@@ -490,11 +493,19 @@ impl Leader {
                 Effect::OwnerChanged { subscription, change, owner_epoch, next } => {
                     self.owner_changed(partition, subscription, change, (owner_epoch, next), turn);
                 }
-                Effect::Settled { route, commit_index, exceptions, .. } => {
-                    if let Route::Settle(settling) = &route {
+                Effect::Settled { route, commit_index, exceptions, .. } => match &route {
+                    Route::Settle(settling) => {
                         Self::settled(partition, settling, commit_index, exceptions, turn);
                     }
-                }
+                    Route::Redrive(answer) => answer.give(turn.wakes),
+                    Route::Nobody
+                    | Route::Publish(_)
+                    | Route::Ack(..)
+                    | Route::Step(_)
+                    | Route::Letter(..)
+                    | Route::CancelDelayed(..)
+                    | Route::Group(_) => {}
+                },
                 Effect::QueueReady { subscription, member } => {
                     self.queue_ready(subscription, member, turn);
                     self.watch_queues(partition);
@@ -561,6 +572,7 @@ impl Leader {
                 | Route::Step(_)
                 | Route::Settle(_)
                 | Route::Letter(..)
+                | Route::Redrive(_)
                 | Route::CancelDelayed(..)
                 | Route::Group(_),
                 _,
@@ -642,6 +654,7 @@ fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &
             outbox.push_reply(reply);
             turn.wakes.mark(outbox);
         }
+        Route::Redrive(answer) => answer.refuse(&error, turn.wakes),
         Route::Step(operation) => operation.step(Err(error), turn.wakes),
         Route::Settle(settling) => {
             let api = settling.kind.api() as u16;

@@ -46,6 +46,9 @@ impl Source<'_> {
             Ok(Found { record, append_time }) => (record, append_time, None),
             Err(problem) => (Record::default(), TimestampMs(0), Some(problem)),
         };
+        if letter.cause == DeadCause::Redriven && problem.is_none() {
+            return self.publish(subscription, letter, &record, &record.headers, 0);
+        }
         let hops = record.headers.iter().find(|(name, _)| name == HOPS);
         let hops = hops
             .and_then(|(_, value)| std::str::from_utf8(value.as_ref()?).ok()?.parse().ok())
@@ -69,8 +72,20 @@ impl Source<'_> {
         if let Some(problem) = problem {
             add("dl.lost", problem);
         }
+        self.publish(subscription, letter, &record, &headers, kept)
+    }
+
+    /// `headers` from `kept` on are those that must stay.
+    fn publish(
+        &self,
+        subscription: SubscriptionId,
+        letter: &DeadLetter,
+        record: &Record,
+        headers: &[Header],
+        kept: usize,
+    ) -> Letter {
         let producer = self.session(subscription, letter.target);
-        let batch = batch(&record, &headers, kept, producer, letter);
+        let batch = batch(record, headers, kept, producer, letter);
         let head = PublishHead {
             topic: letter.target.topic,
             partition: letter.target.partition,
@@ -139,11 +154,27 @@ fn batch(
     builder.finish(producer, ProducerEpoch(0), letter.sequence)
 }
 
+/// What a header of a message says.
+pub(crate) fn header<'a>(record: &'a Record, name: &str) -> Option<&'a str> {
+    let found = record.headers.iter().find(|(known, _)| known == name.as_bytes());
+    found.and_then(|(_, value)| std::str::from_utf8(value.as_ref()?).ok())
+}
+
+/// The topic and the partition that a letter comes from.
+pub(crate) fn origin(record: &Record) -> Option<(&str, PartitionId)> {
+    let mut parts = header(record, "dl.source")?.rsplitn(4, '/');
+    let (_time, _offset) = (parts.next()?, parts.next()?);
+    let partition = parts.next()?.parse().ok()?;
+    Some((parts.next()?, PartitionId(partition)))
+}
+
 fn cause(cause: DeadCause) -> &'static str {
     match cause {
         DeadCause::MaxFailures => "max_failures",
         DeadCause::Rejected => "rejected",
         DeadCause::Expired => "expired",
         DeadCause::Overflow => "overflow",
+        // A letter that could not be read when it was to go back.
+        DeadCause::Redriven => "redriven",
     }
 }

@@ -299,6 +299,12 @@ impl Session {
             Api::PurgeQueue => {
                 self.parse(frame).map(|request| self.purge_queue(now, header, &request))
             }
+            Api::RedriveLetters => {
+                self.parse(frame).map(|request| self.redrive_letters(header, request))
+            }
+            Api::ReleaseMessage => {
+                self.parse(frame).map(|request| self.release_message(now, header, &request))
+            }
         }?;
         if let Err(error) = done {
             self.refuse(header, error);

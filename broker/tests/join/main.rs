@@ -12,6 +12,7 @@ mod delays;
 mod groups;
 mod peer;
 mod queues;
+mod redrive;
 mod sparse;
 mod worker;
 

@@ -33,6 +33,10 @@ pub(crate) enum QueueCommand {
     Pause(QueueAt),
     /// Hand out messages again
     Resume(QueueAt),
+    /// Send dead letters of a queue back to it, each once; the letters stay in their topic
+    Redrive(QueueRedrive),
+    /// Have a message handed out now, though a consumer has it or it waits for a retry
+    Release(QueueRelease),
     /// Remove queues and their messages; with --subscription, that subscription alone
     #[command(visible_alias = "delete")]
     Rm(QueueRm),
@@ -154,6 +158,49 @@ pub(crate) struct QueueWhy {
     #[arg(long, value_name = "NAME")]
     pub(crate) subscription: Option<String>,
     /// How to print
+    #[arg(short, long, value_enum, default_value = "table")]
+    pub(crate) output: TableFormat,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueRelease {
+    /// The queue, and the partition unless it has only one
+    #[arg(value_name = "QUEUE[:PARTITION]", value_parser = Place::parse)]
+    pub(crate) place: Place,
+    /// The message's offset
+    pub(crate) offset: u64,
+    /// A queue-mode subscription of the topic [default: the queue's own]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
+    #[command(flatten)]
+    pub(crate) client: ClientOptions,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct QueueRedrive {
+    #[command(flatten)]
+    pub(crate) queue: QueueName,
+    /// Take the letters from this topic [default: the queue's dead letter topic]
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) letters: Option<String>,
+    /// Only those that died for this reason
+    #[arg(long, value_name = "REASON", value_parser = ["max_failures", "rejected", "expired", "overflow"])]
+    pub(crate) reason: Option<String>,
+    /// Send them to this topic instead
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) to: Option<String>,
+    /// Send at most so many
+    #[arg(short = 'n', long = "count", value_name = "N", value_parser = parse_positive)]
+    pub(crate) count: Option<u64>,
+    /// Send at most so many a second
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    pub(crate) rate: Option<u64>,
+    /// Count what would be sent, and send nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// How to print the result
     #[arg(short, long, value_enum, default_value = "table")]
     pub(crate) output: TableFormat,
     #[command(flatten)]

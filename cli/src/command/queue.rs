@@ -1,7 +1,8 @@
-//! `postrider queue`: create, alter, list, show, why, pause, resume, purge, remove. `peek` is a module of its
-//! own.
+//! `postrider queue`: create, alter, list, show, why, pause, resume, purge, release, remove. `peek` and `redrive`
+//! are modules of their own.
 
 mod peek;
+mod redrive;
 
 use std::time::SystemTime;
 
@@ -12,7 +13,8 @@ use postrider::{
 
 use super::{bounds, delayed, policy, show_queue};
 use crate::args::queue::{
-    QueueAlter, QueueAt, QueueCommand, QueueCreate, QueueName, QueueRm, QueueWhy,
+    Place, QueueAlter, QueueAt, QueueCommand, QueueCreate, QueueName, QueueRelease, QueueRm,
+    QueueWhy,
 };
 use crate::args::{ClientOptions, Limit};
 use crate::connect::{block_on, close, connect, queue_failure};
@@ -46,6 +48,8 @@ fn client_of(command: &QueueCommand) -> &ClientOptions {
         QueueCommand::Purge(QueueAt { client, .. })
         | QueueCommand::Pause(QueueAt { client, .. })
         | QueueCommand::Resume(QueueAt { client, .. }) => client,
+        QueueCommand::Redrive(options) => &options.client,
+        QueueCommand::Release(options) => &options.client,
         QueueCommand::Rm(options) => &options.client,
     }
 }
@@ -62,6 +66,8 @@ async fn run_with(client: &Client, command: &QueueCommand) -> Outcome {
         QueueCommand::Purge(options) => purge(&admin, &options.queue).await,
         QueueCommand::Pause(options) => set_paused(&admin, &options.queue, Paused::Yes).await,
         QueueCommand::Resume(options) => set_paused(&admin, &options.queue, Paused::No).await,
+        QueueCommand::Redrive(options) => redrive::run(&admin, options).await,
+        QueueCommand::Release(options) => release(&admin, options).await,
         QueueCommand::Rm(options) => rm(&admin, options).await,
     }
 }
@@ -183,13 +189,31 @@ async fn show(admin: &Admin, name: &QueueName, format: TableFormat) -> Outcome {
 async fn why(admin: &Admin, options: &QueueWhy) -> Outcome {
     let topic = &options.place.topic;
     let queue = QueueName { name: topic.clone(), subscription: options.subscription.clone() };
-    let partitions = describe(admin, &queue).await?.partitions.len();
-    let partition = match options.place.partition {
+    let partition = partition_of(admin, &queue, &options.place, options.offset).await?;
+    let asked = admin.why_message(&queue, partition, options.offset).await;
+    let why = asked.map_err(|error| queue_failure(&error, topic))?;
+    print(&match options.output {
+        TableFormat::Table => show_queue::why_text(&why, unix_ms()),
+        TableFormat::Json => format!("{:#}\n", show_queue::why_json(&why)),
+        TableFormat::Ndjson => format!("{}\n", show_queue::why_json(&why)),
+    })
+}
+
+/// The partition that is meant, if there is such a one.
+async fn partition_of(
+    admin: &Admin,
+    queue: &QueueName,
+    place: &Place,
+    offset: u64,
+) -> Outcome<u32> {
+    let topic = &place.topic;
+    let partitions = describe(admin, queue).await?.partitions.len();
+    let partition = match place.partition {
         Some(partition) => partition,
         None if partitions == 1 => 0,
         None => {
             return Err(Failure::usage(format!("queue {topic:?} has {partitions} partitions"))
-                .next(format!("name one, for example {topic}:0 {}", options.offset)));
+                .next(format!("name one, for example {topic}:0 {offset}")));
         }
     };
     if partition as usize >= partitions {
@@ -198,13 +222,21 @@ async fn why(admin: &Admin, options: &QueueWhy) -> Outcome {
         ))
         .next(format!("name one from 0 to {}", partitions.saturating_sub(1))));
     }
-    let asked = admin.why_message(&queue, partition, options.offset).await;
-    let why = asked.map_err(|error| queue_failure(&error, topic))?;
-    print(&match options.output {
-        TableFormat::Table => show_queue::why_text(&why, unix_ms()),
-        TableFormat::Json => format!("{:#}\n", show_queue::why_json(&why)),
-        TableFormat::Ndjson => format!("{}\n", show_queue::why_json(&why)),
-    })
+    Ok(partition)
+}
+
+async fn release(admin: &Admin, options: &QueueRelease) -> Outcome {
+    let topic = &options.place.topic;
+    let queue = QueueName { name: topic.clone(), subscription: options.subscription.clone() };
+    let partition = partition_of(admin, &queue, &options.place, options.offset).await?;
+    let released = admin.release_message(&queue, partition, options.offset).await;
+    let reply = released.map_err(|error| queue_failure(&error, topic))?;
+    if reply.released {
+        note(format_args!("released; it was {}", reply.state));
+        return Ok(());
+    }
+    Err(Failure::failed(format!("the message is {}: there is nothing to release", reply.state))
+        .next(format!("`postrider queue why {topic}:{partition} {}` tells more", options.offset)))
 }
 
 fn unix_ms() -> u64 {

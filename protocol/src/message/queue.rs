@@ -484,7 +484,7 @@ message! { WhyMessage:
 message! { WhyMessage:
     /// What keeps it.
     pub struct WhyMessageReply {
-        /// One word: `acked`, `ready`, `leased`, `delayed`, `blocked`, `dead_lettering`, `gone`, `future`.
+        /// One word: `acked`, `ready`, `leased`, `delayed`, `blocked`, `expired`, `dead_lettering`, `gone`, `future`.
         pub state: String,
         /// A sentence for people, with the next step.
         pub text: String,
@@ -518,5 +518,77 @@ message! { PurgeQueue:
     pub struct PurgeQueueReply {
         /// How many messages left the queue unsettled.
         pub purged: u64,
+    }
+}
+
+message! { RedriveLetters:
+    /// Sends dead letters of one partition back to the topics that they come from, each once. Those that were
+    /// sent, or are on their way, are passed over: whoever is cut off asks again from anywhere.
+    pub struct RedriveLetters {
+        /// The dead letter topic.
+        pub topic: String,
+        /// A queue-mode subscription of it, which remembers what was sent. Nobody should consume it.
+        pub subscription: String,
+        /// The partition.
+        pub partition: PartitionId,
+        /// Where to look from.
+        pub from: Offset,
+        /// The most letters to send, 1 to 1,000.
+        pub letters_max: u32,
+        /// Only those that died for this reason: what `dl.reason` says.
+        pub reason: Option<String>,
+        /// Only those of this topic.
+        pub source: Option<String>,
+        /// Only those of this subscription.
+        pub source_subscription: Option<String>,
+        /// Where to; none = the topic that each comes from.
+        pub target: Option<String>,
+        /// Only count.
+        pub dry_run: bool,
+    }
+}
+
+message! { RedriveLetters:
+    /// What was found is decided, and stored: it will be sent. Or, in a dry run, would be.
+    pub struct RedriveLettersReply {
+        /// Where to go on; nothing more if it is `end`.
+        pub next: Offset,
+        /// One past the last letter.
+        pub end: Offset,
+        /// Letters that are sent.
+        pub sent: u32,
+        /// Letters that were sent before.
+        pub sent_before: u32,
+        /// Letters that were not meant.
+        pub passed: u32,
+        /// Letters that cannot be sent: they do not say where they come from, or their topic is gone.
+        pub homeless: u32,
+        /// Letters of this partition that are on their way, those of this request included.
+        pub on_their_way: u64,
+    }
+}
+
+message! { ReleaseMessage:
+    /// Has a message handed out now, though a consumer has it or it waits for a time. It does not count as a
+    /// failure. Whoever has it is told that it lost it.
+    pub struct ReleaseMessage {
+        /// The topic.
+        pub topic: String,
+        /// The subscription; none = the queue's own.
+        pub subscription: Option<String>,
+        /// The partition.
+        pub partition: PartitionId,
+        /// The message.
+        pub offset: Offset,
+    }
+}
+
+message! { ReleaseMessage:
+    /// What it was.
+    pub struct ReleaseMessageReply {
+        /// Whether that changed anything.
+        pub released: bool,
+        /// What it was before, as in `WhyMessageReply`.
+        pub state: String,
     }
 }

@@ -8,8 +8,9 @@ use postrider_protocol::{
         ConsumedPartition, CreateQueue, CreateQueueReply, CreateSubscription,
         CreateSubscriptionReply, DescribeQueue, DescribeQueueReply, HeldLeases, Lease, LeaseHead,
         LeaseLost, LeaseRun, PurgeQueue, PurgeQueueReply, QueueConsumer, QueuePartition,
-        QueuePolicy, Renew, Return, ReturnAction, ReturnReply, SettleException, SettleProblem,
-        Start, TopicBounds, WhyMessage, WhyMessageReply,
+        QueuePolicy, RedriveLetters, RedriveLettersReply, ReleaseMessage, ReleaseMessageReply,
+        Renew, Return, ReturnAction, ReturnReply, SettleException, SettleProblem, Start,
+        TopicBounds, WhyMessage, WhyMessageReply,
     },
     rebuild::rebuild,
     types::{
@@ -255,5 +256,45 @@ pub(crate) fn managing() -> Vec<Sample> {
         answered("why-message-reply", &why_message_reply()),
         asked("purge-queue", &PurgeQueue { topic, subscription }),
         answered("purge-queue-reply", &PurgeQueueReply { purged: 12 }),
+        asked(
+            "redrive-letters",
+            &RedriveLetters {
+                topic: "jobs.dead".to_owned(),
+                subscription: "redrive".to_owned(),
+                partition: PARTITION,
+                from: Offset(150),
+                letters_max: 500,
+                reason: Some("expired".to_owned()),
+                source: Some("jobs".to_owned()),
+                source_subscription: None,
+                target: None,
+                dry_run: false,
+            },
+        ),
+        answered(
+            "redrive-letters-reply",
+            &RedriveLettersReply {
+                next: Offset(700),
+                end: Offset(900),
+                sent: 500,
+                sent_before: 20,
+                passed: 25,
+                homeless: 5,
+                on_their_way: 600,
+            },
+        ),
+        asked(
+            "release-message",
+            &ReleaseMessage {
+                topic: "jobs".to_owned(),
+                subscription: None,
+                partition: PARTITION,
+                offset: Offset(150),
+            },
+        ),
+        answered(
+            "release-message-reply",
+            &ReleaseMessageReply { released: true, state: "leased".to_owned() },
+        ),
     ]
 }

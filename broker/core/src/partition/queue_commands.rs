@@ -159,6 +159,7 @@ impl Wire for DeadCause {
             1 => Ok(Self::Rejected),
             2 => Ok(Self::Expired),
             3 => Ok(Self::Overflow),
+            4 => Ok(Self::Redriven),
             _ => Err(DecodeError::Invalid("cause of a dead letter")),
         }
     }

@@ -83,6 +83,12 @@ impl<R: Clone> Partition<R> {
         }
     }
 
+    /// Whether messages wait for [`Partition::set_dead_letter_target`].
+    #[must_use]
+    pub fn wants_dead_letter_target(&self, id: SubscriptionId) -> bool {
+        self.queues.get(&id).is_some_and(Dispatcher::wants_target)
+    }
+
     /// Attaches a consumer, or one that comes back. `held` is what it holds from before, of the
     /// subscription's epoch and the leadership in `held_epochs`.
     ///
@@ -376,7 +382,12 @@ impl<R: Clone> Partition<R> {
     }
 
     /// Puts what is to be written about messages into the next entries.
-    fn pass(&mut self, subscription: SubscriptionId, sub_epoch: u64, verdicts: Vec<Verdict>) {
+    pub(super) fn pass(
+        &mut self,
+        subscription: SubscriptionId,
+        sub_epoch: u64,
+        verdicts: Vec<Verdict>,
+    ) {
         for verdict in verdicts {
             let op = match verdict {
                 Verdict::Fail { offset, failures, due_ms, cause, reason } => {
@@ -390,14 +401,12 @@ impl<R: Clone> Partition<R> {
                         reason,
                     })
                 }
-                Verdict::Die { offset, cause, failures, attempts, reason } => {
+                Verdict::Die { offset, cause, failures, attempts, target, reason } => {
                     let offset = Offset(offset);
                     let queue = self.state.queue(subscription);
                     let known = queue.and_then(|queue| queue.failures().get(&offset));
                     let last = self.clock.wall;
                     let first = known.map_or(last, |failure| failure.first);
-                    let target = self.queues.get(&subscription).and_then(Dispatcher::target);
-                    let target = target.expect("a message dies when its target is known");
                     let sequence = Sequence(0);
                     let letter = DeadLetter {
                         sub_epoch,
@@ -619,7 +628,7 @@ impl<R: Clone> Partition<R> {
     }
 
     /// The epoch that requests are judged by.
-    fn tail_queue(&self, id: SubscriptionId) -> Result<u64, ErrorBody> {
+    pub(super) fn tail_queue(&self, id: SubscriptionId) -> Result<u64, ErrorBody> {
         if self.failed {
             return Err(storage_failed());
         }
@@ -655,19 +664,19 @@ impl<R: Clone> Partition<R> {
     }
 }
 
-fn refuse<R>(route: R, error: ErrorBody, effects: &mut Vec<Effect<R>>) -> Decision<R> {
+pub(super) fn refuse<R>(route: R, error: ErrorBody, effects: &mut Vec<Effect<R>>) -> Decision<R> {
     effects.push(Effect::Refused { route, error });
     Decision::Done
 }
 
-fn unknown_queue() -> ErrorBody {
+pub(super) fn unknown_queue() -> ErrorBody {
     ErrorBody::new(
         ErrorCode::UnknownSubscription,
         "there is no such subscription on this partition; it was deleted, or never created",
     )
 }
 
-fn no_policy() -> ErrorBody {
+pub(super) fn no_policy() -> ErrorBody {
     ErrorBody::new(
         ErrorCode::UnknownSubscription,
         "the queue's policy is not known on this partition yet; retry",

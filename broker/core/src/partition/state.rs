@@ -25,7 +25,7 @@ use crate::queue::{Failure, QueueState};
 
 /// The version of the rules in this file. An `EpochStart` names the version that applies to what
 /// follows it; a higher one than this is refused. 2 added queue subscriptions, 3 delayed messages, 4 which way
-/// messages left a queue, 5 dead letters of an overflow; what 1 to 4 say is folded as before.
+/// messages left a queue, 5 dead letters of an overflow and redriven ones; what 1 to 4 say is folded as before.
 pub const APPLY_VERSION: u16 = 5;
 
 /// What an entry changes.

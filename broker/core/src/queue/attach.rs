@@ -170,6 +170,7 @@ impl Dispatcher {
             state: HeldState::Waiting,
             acking: false,
             doomed: false,
+            killed: false,
         })
     }
 }

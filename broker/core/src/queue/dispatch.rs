@@ -42,6 +42,8 @@ pub(crate) struct Dispatcher {
     /// What the topic says of the age and the number of messages.
     pub(super) bounds: TopicBounds,
     pub(super) target: Option<DeadTarget>,
+    /// At the last tick messages waited for it.
+    pub(super) target_wanted: bool,
     /// Whether it has begun from a committed state.
     pub(super) begun: bool,
     pub(super) held: OffsetMap<Held>,
@@ -73,6 +75,8 @@ pub(crate) struct Dispatcher {
     /// Messages are being dropped that are not too old. If that is refused they go out after all, before newer
     /// ones: until it is known nothing goes out.
     pub(super) dropping: bool,
+    /// Messages that were killed by entries that are not committed.
+    pub(super) killing: usize,
     /// A consumer was told that there is nothing.
     pub(crate) idle: bool,
     /// The newest wall time seen, in ms.
@@ -105,6 +109,7 @@ impl Dispatcher {
             policy,
             bounds,
             target: None,
+            target_wanted: false,
             begun: false,
             held: OffsetMap::default(),
             ready: BTreeSet::new(),
@@ -122,6 +127,7 @@ impl Dispatcher {
             deadline_bound: u64::MAX,
             evicting: Vec::new(),
             dropping: false,
+            killing: 0,
             picked_retry: false,
             idle: false,
             wall_ms: 0,
@@ -134,10 +140,6 @@ impl Dispatcher {
 
     pub(crate) fn set_bounds(&mut self, bounds: TopicBounds) {
         self.bounds = bounds;
-    }
-
-    pub(crate) fn target(&self) -> Option<DeadTarget> {
-        self.target
     }
 
     pub(crate) fn is_attached(&self, member: u64) -> bool {
@@ -291,8 +293,10 @@ impl Dispatcher {
     /// Whether reading on could bring something to hand out.
     fn wants_to_read(&self, end: u64) -> bool {
         // With key order a retry goes out when it was read, also if no new message may.
-        let unread_retries =
-            || self.policy.key_order && self.held.range(self.ahead_end..).next().is_some();
+        let unread_retries = || {
+            self.policy.key_order
+                && self.held.range(self.ahead_end..).any(|(_, held)| !held.is_dying())
+        };
         self.ahead_end < end
             && self.holes.is_empty()
             && if self.must_read_on() {
@@ -537,17 +541,25 @@ impl Dispatcher {
         self.breaker.released(offset);
         held.attempt = held.attempt.saturating_sub(1);
         if held.attempt == 0 && held.failures == 0 && is_ahead {
-            let weight = held.weight;
-            self.held.remove(&offset);
-            match self.keys.back(offset) {
-                Some(free) => self.came_free(free),
-                None if self.keys.blocker(offset).is_none() => {
-                    self.ahead.insert(AheadRun { start: offset, end: offset + 1, weight });
-                }
-                None => {}
-            }
+            self.put_back(offset);
         } else {
             self.release(offset);
+        }
+    }
+
+    /// A message that was held is new again: it goes out in its turn.
+    pub(super) fn put_back(&mut self, offset: u64) {
+        let Some(held) = self.held.remove(&offset) else { return };
+        if offset >= self.ahead_end {
+            return;
+        }
+        match self.keys.back(offset) {
+            Some(free) => self.came_free(free),
+            None if self.keys.blocker(offset).is_none() => {
+                let weight = held.weight;
+                self.ahead.insert(AheadRun { start: offset, end: offset + 1, weight });
+            }
+            None => {}
         }
     }
 
@@ -584,6 +596,7 @@ fn leased(time: u64, dispatch: u64, member: u64, weight: u32) -> Held {
         state: HeldState::Leased,
         acking: false,
         doomed: false,
+        killed: false,
     }
 }
 

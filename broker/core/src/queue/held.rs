@@ -46,6 +46,8 @@ pub(super) struct Held {
     pub(super) acking: bool,
     /// Was `Doomed` before it was `Dying`.
     pub(super) doomed: bool,
+    /// Was `Waiting` before it was `Dying`, and `time` is when it is due.
+    pub(super) killed: bool,
 }
 
 const _: () = assert!(size_of::<Held>() <= 40, "what a message in hand costs in memory");

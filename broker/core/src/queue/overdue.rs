@@ -19,7 +19,7 @@ use super::held::{Held, HeldState};
 use super::rebuild::EMPTY;
 use super::settle::Verdict;
 use super::settled::OffsetRange;
-use super::state::{DeadCause, ReturnCause};
+use super::state::{DeadCause, DeadTarget};
 use super::timers::Due;
 use crate::limits::VERDICTS_PER_TICK_MAX;
 
@@ -47,25 +47,9 @@ impl Dispatcher {
         let again = self.overdue.late.split_off(&before);
         again.into_iter().for_each(|offset| self.index(offset));
         self.overdue.swept = self.overdue.swept.min(before);
-        self.dropping |= !self.evicting.is_empty();
+        self.dropping |= self.is_shedding();
         if let Some(committed) = committed.filter(|_| self.begun) {
-            self.pardon(committed);
             self.read_again_from(committed, Offset(before));
-        }
-    }
-
-    /// What was to die because of its age alone, and whose entry was refused, lives.
-    fn pardon(&mut self, committed: Committed<'_>) {
-        let doomed: Vec<(u64, Held)> =
-            self.doomed.iter().map(|offset| (*offset, self.held[offset])).collect();
-        for (offset, held) in doomed {
-            match self.cause_of_death(committed, offset, &held) {
-                DeadCause::MaxFailures | DeadCause::Rejected => {}
-                DeadCause::Expired | DeadCause::Overflow => {
-                    self.doomed.remove(&offset);
-                    self.release(offset);
-                }
-            }
         }
     }
 
@@ -96,8 +80,8 @@ impl Dispatcher {
             hole.0 = hole.0.max(before);
         }
         self.holes.retain(|hole| hole.0 < hole.1);
-        // The keys of what is out must be read; what is too old is passed over then.
-        if !self.must_read_on() {
+        // The keys of what stays must be read; what is too old is passed over then.
+        if !self.must_read_to(before) {
             self.ahead_end = self.ahead_end.max(before);
         }
     }
@@ -118,19 +102,19 @@ impl Dispatcher {
             let from = late.min(self.overdue.swept);
             due.expired = self.shed(committed, from, before);
             self.overdue.swept = before;
-        } else if self.target.is_some() {
-            self.sweep_to_death(committed, due);
+        } else if let Some(target) = self.target {
+            self.sweep_to_death(committed, target, due);
         } else {
             due.wants_target = true;
         }
     }
 
-    fn sweep_to_death(&mut self, committed: Committed<'_>, due: &mut Due) {
+    fn sweep_to_death(&mut self, committed: Committed<'_>, target: DeadTarget, due: &mut Due) {
         let mut budget = self.kill_budget();
         while budget > 0
             && let Some(offset) = self.overdue.late.pop_first()
         {
-            due.verdicts.push(self.kill(committed, offset, DeadCause::Expired));
+            due.verdicts.push(self.kill(committed, offset, DeadCause::Expired, target));
             budget -= 1;
         }
         let left = OffsetRange::new(self.overdue.swept, self.overdue.before);
@@ -144,7 +128,7 @@ impl Dispatcher {
                     self.overdue.stalled = true;
                     return;
                 }
-                due.verdicts.push(self.kill(committed, offset, DeadCause::Expired));
+                due.verdicts.push(self.kill(committed, offset, DeadCause::Expired, target));
                 budget -= 1;
             }
         }
@@ -166,6 +150,7 @@ impl Dispatcher {
         committed: Committed<'_>,
         offset: u64,
         cause: DeadCause,
+        target: DeadTarget,
     ) -> Verdict {
         self.ahead.remove(offset, offset + 1);
         match self.held.get(&offset).copied() {
@@ -173,35 +158,33 @@ impl Dispatcher {
             None => self.held.insert(offset, EMPTY),
         }
         let held = self.held.get_mut(&offset).expect("it was just put there");
-        // A refusal has it killed again.
-        (held.state, held.doomed) = (HeldState::Dying, true);
+        held.killed = held.state == HeldState::Waiting;
+        held.doomed = !held.killed;
+        held.state = HeldState::Dying;
+        if held.killed {
+            self.killing += 1;
+            self.dropping |= offset >= self.overdue.before;
+        }
         let known = committed.queue.failures().get(&Offset(offset));
         Verdict::Die {
             offset,
             cause,
             failures: u32::from(held.failures),
             attempts: held.attempt,
+            target,
             reason: known.map_or_else(String::new, |failure| failure.reason.clone()),
         }
     }
 
-    /// Why a message dies that is doomed.
-    pub(super) fn cause_of_death(
-        &self,
-        committed: Committed<'_>,
-        offset: u64,
-        held: &Held,
-    ) -> DeadCause {
-        let known = committed.queue.failures().get(&Offset(offset));
-        if known.is_some_and(|failure| failure.cause == ReturnCause::Rejected) {
-            DeadCause::Rejected
-        } else if u32::from(held.failures) >= self.policy.max_failures {
-            DeadCause::MaxFailures
-        } else if self.is_overdue(offset) {
-            DeadCause::Expired
-        } else {
-            DeadCause::Overflow
-        }
+    /// The entry that kills a message is committed, or refused.
+    pub(super) fn killed(&mut self) {
+        self.killing -= 1;
+        self.dropping &= self.is_shedding();
+    }
+
+    /// Whether entries that have messages leave unprocessed are not committed.
+    pub(super) fn is_shedding(&self) -> bool {
+        !self.evicting.is_empty() || self.killing > 0
     }
 
     /// Whether a tick may have something to do here.

@@ -36,14 +36,14 @@ impl Dispatcher {
                 due.evicted = self.shed(committed, first.start.0, last.end.0);
                 self.dropping |= !due.evicted.is_empty();
             }
-        } else if self.target.is_none() {
-            due.wants_target = true;
-        } else {
+        } else if let Some(target) = self.target {
             let most = u64::try_from(self.kill_budget()).unwrap_or(u64::MAX);
             let oldest = self.oldest(committed, excess.min(most));
             for offset in oldest.into_iter().flat_map(|part| part.start.0..part.end.0) {
-                due.verdicts.push(self.kill(committed, offset, DeadCause::Overflow));
+                due.verdicts.push(self.kill(committed, offset, DeadCause::Overflow, target));
             }
+        } else {
+            due.wants_target = true;
         }
     }
 
@@ -91,15 +91,21 @@ impl Dispatcher {
         free
     }
 
-    /// Has what may leave of a range leave, as [`Dispatcher::evicting`] does; but the keys of what is out are
-    /// still to be read.
+    /// Whether a message below `end` that stays was not read, and its key is not known.
+    pub(super) fn must_read_to(&self, end: u64) -> bool {
+        let unread = || self.held.range(self.ahead_end..end.max(self.ahead_end)).next().is_some();
+        self.policy.key_order && (self.must_read_on() || unread())
+    }
+
+    /// Has what may leave of a range leave, as [`Dispatcher::evicting`] does; but the keys of what stays
+    /// are still to be read.
     pub(super) fn shed(
         &mut self,
         committed: Committed<'_>,
         start: u64,
         end: u64,
     ) -> Vec<OffsetRange> {
-        let unread = self.must_read_on().then_some(self.ahead_end);
+        let unread = self.must_read_to(end).then_some(self.ahead_end);
         let ranges = self.evicting(committed, start, end);
         self.ahead_end = unread.unwrap_or(self.ahead_end);
         ranges

@@ -66,6 +66,7 @@ impl Dispatcher {
         self.held.clear();
         self.evicting.clear();
         self.dropping = false;
+        self.killing = 0;
         self.ready.clear();
         self.delayed.clear();
         self.doomed.clear();
@@ -106,7 +107,7 @@ impl Dispatcher {
         self.deadline_bound = 0;
         let Some(committed) = committed.filter(|_| self.begun) else { return };
         if reorder {
-            self.dropping |= !self.evicting.is_empty();
+            self.dropping |= self.is_shedding();
             self.read_again();
             self.ahead_end = committed.queue.floor().0;
         }
@@ -149,6 +150,7 @@ pub(super) const EMPTY: Held = Held {
     state: HeldState::Waiting,
     acking: false,
     doomed: false,
+    killed: false,
 };
 
 fn held(failure: &Failure, state: HeldState) -> Held {

@@ -8,7 +8,7 @@ use postrider_protocol::types::Offset;
 use super::dispatch::{Committed, Dispatcher};
 use super::held::{Held, HeldState, NOBODY};
 use super::settled::OffsetRange;
-use super::state::{DeadCause, ReturnCause};
+use super::state::{DeadCause, DeadTarget, ReturnCause};
 
 /// Which of the messages that a request names it may settle.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -25,7 +25,14 @@ pub(crate) enum Verdict {
     /// It failed.
     Fail { offset: u64, failures: u32, due_ms: u64, cause: ReturnCause, reason: String },
     /// It is dead.
-    Die { offset: u64, cause: DeadCause, failures: u32, attempts: u32, reason: String },
+    Die {
+        offset: u64,
+        cause: DeadCause,
+        failures: u32,
+        attempts: u32,
+        target: DeadTarget,
+        reason: String,
+    },
 }
 
 /// Which hand-outs a request may speak of.
@@ -164,7 +171,7 @@ impl Dispatcher {
     /// An eviction is committed, or refused. One entry may hold several neighbouring ones.
     fn evicted(&mut self, range: OffsetRange) {
         self.evicting.retain(|part| part.start < range.start || range.end < part.end);
-        self.dropping &= !self.evicting.is_empty();
+        self.dropping &= self.is_shedding();
     }
 
     /// Nothing is to be known of these messages any more.
@@ -208,18 +215,18 @@ impl Dispatcher {
         let held = self.held.get_mut(&offset)?;
         let failures = u32::from(held.failures).saturating_add(1);
         let attempts = held.attempt;
-        let dies = failures >= policy.max_failures && target.is_some();
+        let target = target.filter(|_| failures >= policy.max_failures);
         held.state = match cause {
-            _ if dies => HeldState::Dying,
+            _ if target.is_some() => HeldState::Dying,
             ReturnCause::LeaseExpired | ReturnCause::SessionLost => HeldState::Returning,
             ReturnCause::Nack | ReturnCause::Rejected => HeldState::GivenBack,
         };
         self.members.released(held.member);
         self.breaker.failed(policy.breaker, offset, now_ms);
         let reason = reason.to_owned();
-        if dies {
+        if let Some(target) = target {
             let cause = DeadCause::MaxFailures;
-            return Some(Verdict::Die { offset, cause, failures, attempts, reason });
+            return Some(Verdict::Die { offset, cause, failures, attempts, target, reason });
         }
         let wait_ms = delay_ms.unwrap_or_else(|| self.backoff_ms(offset, failures));
         let due_ms = if wait_ms == 0 { 0 } else { self.wall_ms.saturating_add(wait_ms) };
@@ -234,10 +241,10 @@ impl Dispatcher {
         self.members.released(held.member);
         self.breaker.failed(self.policy.breaker, offset, now_ms);
         let reason = reason.to_owned();
-        if target.is_some() {
+        if let Some(target) = target {
             held.state = HeldState::Dying;
             let cause = DeadCause::Rejected;
-            return Some(Verdict::Die { offset, cause, failures, attempts, reason });
+            return Some(Verdict::Die { offset, cause, failures, attempts, target, reason });
         }
         held.state = HeldState::GivenBack;
         let (due_ms, cause) = (0, ReturnCause::Rejected);
@@ -290,6 +297,9 @@ impl Dispatcher {
             && held.state == HeldState::Dying
         {
             held.state = HeldState::Dead;
+            if held.killed {
+                self.killed();
+            }
             self.unblock(offset);
         }
     }
@@ -302,9 +312,23 @@ impl Dispatcher {
 
     /// The entry about a message was refused: it is as it was, and will be judged again.
     pub(crate) fn verdict_refused(&mut self, offset: u64) {
+        self.overdue.stalled = false;
+        let max_failures = self.policy.max_failures;
         let Some(held) = self.held.get_mut(&offset) else { return };
         match held.state {
             HeldState::Dying if held.doomed => held.state = HeldState::Doomed,
+            // Too old, too many, or sent back by hand: that is judged anew.
+            HeldState::Dying if held.killed => {
+                // The policy may be another one meanwhile.
+                held.doomed = u32::from(held.failures) >= max_failures;
+                held.state = if held.doomed { HeldState::Doomed } else { HeldState::Waiting };
+                held.killed = false;
+                let is_new = held.attempt == 0 && held.failures == 0;
+                self.killed();
+                if is_new && !self.is_overdue(offset) {
+                    self.put_back(offset);
+                }
+            }
             HeldState::Dying | HeldState::Returning | HeldState::GivenBack => {
                 held.state = HeldState::Leased;
                 if self.members.get(held.member).is_none() {

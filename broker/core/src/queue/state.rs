@@ -44,6 +44,8 @@ pub enum DeadCause {
     Expired = 2,
     /// The queue held more than its topic allows.
     Overflow = 3,
+    /// It is a dead letter, and somebody sent it back to its topic.
+    Redriven = 4,
 }
 
 /// How messages were settled, other than by a dead letter.

@@ -5,6 +5,7 @@
 //! renewal moves one number per consumer. Bound of a look: `unsettled_max`.
 
 use postrider_protocol::message::{AckRun, Expired};
+use postrider_protocol::types::Offset;
 
 use super::dispatch::{Committed, Dispatcher};
 use super::held::{Held, NOBODY};
@@ -12,7 +13,7 @@ use super::ms;
 use super::rebuild::push_ack_run;
 use super::settle::Verdict;
 use super::settled::OffsetRange;
-use super::state::ReturnCause;
+use super::state::{DeadCause, ReturnCause};
 use crate::limits::{SESSION_GRACE_MS, VERDICTS_PER_TICK_MAX};
 use crate::now::Now;
 
@@ -46,6 +47,7 @@ impl Dispatcher {
         self.doom(committed, &mut due);
         self.sweep(committed, &mut due);
         self.overflow(committed, &mut due);
+        self.target_wanted = due.wants_target;
         due
     }
 
@@ -149,17 +151,23 @@ impl Dispatcher {
 
     /// Messages that failed too often while the dead letter topic was not known.
     fn doom(&mut self, committed: Committed<'_>, due: &mut Due) {
-        if self.target.is_none() {
+        let Some(target) = self.target else {
             due.wants_target |= !self.doomed.is_empty();
             return;
-        }
+        };
         while due.verdicts.len() < VERDICTS_PER_TICK_MAX
             && let Some(offset) = self.doomed.pop_first()
         {
-            let Some(held) = self.held.get(&offset).copied() else { continue };
-            let cause = self.cause_of_death(committed, offset, &held);
-            due.verdicts.push(self.kill(committed, offset, cause));
+            let known = committed.queue.failures().get(&Offset(offset));
+            let rejected = known.is_some_and(|failure| failure.cause == ReturnCause::Rejected);
+            let cause = if rejected { DeadCause::Rejected } else { DeadCause::MaxFailures };
+            due.verdicts.push(self.kill(committed, offset, cause, target));
         }
+    }
+
+    /// Whether messages wait for the dead letter topic to be known.
+    pub(crate) fn wants_target(&self) -> bool {
+        self.target.is_none() && self.target_wanted
     }
 
     /// When the next thing is due, in monotonic ms; maybe nothing is then.

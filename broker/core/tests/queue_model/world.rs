@@ -28,6 +28,7 @@ use postrider_protocol::types::{
 };
 
 mod answers;
+mod by_hand;
 mod consumers;
 
 use crate::naive::Naive;
@@ -64,8 +65,11 @@ const CASES: &[&str] = &[
     "nack",
     "overflow letter",
     "purge",
+    "redriven",
+    "redrive refused by the store",
     "reject",
     "release",
+    "released by hand",
     "repeat of an ack in flight",
     "session lost",
     "several acks in one entry",
@@ -121,6 +125,7 @@ enum Asked {
     Ack { named: BTreeSet<u64>, must: BTreeSet<u64>, epoch: u64 },
     Return { taken: BTreeMap<u64, Lease> },
     Seek,
+    Redrive,
 }
 
 pub(crate) struct World {
@@ -312,11 +317,13 @@ impl World {
             800..850 => self.attach(),
             850..870 => self.leave(),
             870..930 => self.tick(),
-            930..950 => self.renew(),
+            930..946 => self.renew(),
             950..975 => self.publish_letters(),
             975..981 => self.subscribe_again(),
             981..984 => self.seek(),
             984..986 => self.trim(),
+            946..948 => self.redrive(),
+            948..950 => self.release_message(),
             986..989 => self.alter(),
             989..993 => {
                 let ms = self.random.below(6_000);
@@ -500,13 +507,8 @@ impl World {
     fn tick(&mut self) {
         let seeking = self.seeking() || !self.naive.exists;
         let pending = self.partition.tick_queues(self.now, &mut self.effects);
-        let ms = self.ms();
         if !seeking {
-            for at in 0..self.consumers.len() {
-                if self.consumers[at].lost_at.is_some_and(|lost_at| lost_at <= ms) {
-                    self.session_lost(at);
-                }
-            }
+            self.lose_sessions();
         }
         if let Some(pending) = pending {
             self.append(pending);
@@ -514,9 +516,10 @@ impl World {
         self.carry_out();
         self.poll();
         self.expire();
-        if seeking {
+        if seeking || self.seeking() {
             return;
         }
+        let ms = self.ms();
         for (offset, lease) in &self.leases {
             assert!(
                 self.accepted.contains_key(offset) || ms < self.deadline(lease),
@@ -540,11 +543,25 @@ impl World {
         let next = young.find(|header| header.end_offset() > ask.from);
         let aged = Aged { before, next: next.map(|header| header.append_time) };
         self.aged_before = self.aged_before.max(Some(before.0));
-        if let Some(pending) = self.partition.expire(self.now, aged, &mut self.effects) {
+        let seeking = self.seeking() || !self.naive.exists;
+        let pending = self.partition.expire(self.now, aged, &mut self.effects);
+        if !seeking {
+            self.lose_sessions();
+        }
+        if let Some(pending) = pending {
             self.append(pending);
         }
         self.carry_out();
         self.poll();
+    }
+
+    fn lose_sessions(&mut self) {
+        let ms = self.ms();
+        for at in 0..self.consumers.len() {
+            if self.consumers[at].lost_at.is_some_and(|lost_at| lost_at <= ms) {
+                self.session_lost(at);
+            }
+        }
     }
 
     /// Whether it was found to be too old.
@@ -758,6 +775,7 @@ fn count_acks(command: &StateCommand, counts: &mut Counts) {
             match intent.letter.cause {
                 DeadCause::Expired => counts.hit("expired letter"),
                 DeadCause::Overflow => counts.hit("overflow letter"),
+                DeadCause::Redriven => counts.hit("redriven"),
                 DeadCause::MaxFailures | DeadCause::Rejected => {}
             }
         }

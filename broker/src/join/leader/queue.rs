@@ -7,8 +7,8 @@ use std::sync::Arc;
 use postrider_core::metadata::Subscription;
 use postrider_core::partition::{Aged, ConnectionId, Decision, Effect, ExpiryAsk, PublishRequest};
 use postrider_core::queue::{
-    AckRequest, Ahead, DeadLetter, LeaseCredit, LeaseStep, MemberKey, QueueMember, QueueStats,
-    ReturnRequest, Why,
+    AckRequest, Ahead, DeadLetter, DeadTarget, LeaseCredit, LeaseStep, MemberKey, QueueMember,
+    QueueStats, Redrivable, ReturnRequest, Why,
 };
 use postrider_core::thinning::Kept;
 use postrider_protocol::api::Api;
@@ -29,6 +29,7 @@ use crate::join::members::Attachment;
 use crate::join::operation::Operation;
 use crate::join::outbox::Outbox;
 use crate::join::partition::{PartitionHandle, Turn};
+use crate::join::redrive::Answer;
 use crate::join::session::SessionTask;
 
 /// What a consumer read ahead for core.
@@ -267,6 +268,57 @@ impl Leader {
             self.append(partition, pending);
         }
         self.watch_queues(partition);
+    }
+
+    /// Which of these letters may be sent back now.
+    ///
+    /// # Errors
+    /// There is no such queue here.
+    pub(crate) fn redrivable(
+        &mut self,
+        subscription: SubscriptionId,
+        letters: &[(Offset, DeadTarget)],
+        turn: &Turn<'_>,
+    ) -> Result<Redrivable, ErrorBody> {
+        self.core.redrivable(turn.now, subscription, letters)
+    }
+
+    /// Sends letters back.
+    pub(crate) fn redrive(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: SubscriptionId,
+        letters: &[(Offset, DeadTarget)],
+        answer: Answer,
+        turn: &Turn<'_>,
+    ) {
+        let route = Route::Redrive(Arc::new(answer));
+        let decision = self.core.redrive(turn.now, subscription, letters, route, &mut self.effects);
+        self.follow(partition, decision);
+        self.watch_queues(partition);
+    }
+
+    /// Has a message handed out now; tells what it was, and whether that changed anything.
+    ///
+    /// # Errors
+    /// There is no such queue here.
+    pub(crate) fn release_message(
+        &mut self,
+        partition: &PartitionHandle,
+        subscription: SubscriptionId,
+        offset: Offset,
+        turn: &Turn<'_>,
+    ) -> Result<(&'static str, bool), ErrorBody> {
+        let before = self.core.why(subscription, offset, turn.now)?;
+        let released =
+            self.core.release_message(turn.now, subscription, offset, &mut self.effects)?;
+        self.watch_queues(partition);
+        Ok((before.state, released))
+    }
+
+    /// Whether messages of a queue wait for their dead letter topic to be known.
+    pub(crate) fn wants_dead_letter_topic(&self, subscription: SubscriptionId) -> bool {
+        self.core.wants_dead_letter_target(subscription)
     }
 
     /// What is to be looked up of the age of messages.

@@ -11,8 +11,8 @@ use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::{Frame, FrameHeader};
 use postrider_protocol::message::{
     Ack, AckRun, Consume, ConsumeReply, ConsumedPartition, DescribeQueue, DescribeQueueReply,
-    HeldLeases, PurgeQueue, QueueConsumer, QueuePartition, QueuePolicy, Renew, Return, WhyMessage,
-    WhyMessageReply,
+    HeldLeases, PurgeQueue, QueueConsumer, QueuePartition, QueuePolicy, RedriveLetters,
+    ReleaseMessage, ReleaseMessageReply, Renew, Return, WhyMessage, WhyMessageReply,
 };
 use postrider_protocol::types::{CorrelationId, MemberId, Offset, PartitionId, SubscriptionHandle};
 
@@ -27,7 +27,11 @@ use crate::join::operation::{Operation, Purpose};
 use crate::join::outbox::WakeList;
 use crate::join::partition::PartitionHandle;
 use crate::join::readers::Readers;
+use crate::join::redrive;
 use crate::join::topic::TopicHandle;
+
+/// Letters that one `RedriveLetters` sends.
+const REDRIVE_LETTERS_MAX: u32 = 1_000;
 
 /// Consumers that `DescribeQueue` names; the rest is left out.
 const CONSUMERS_SHOWN_MAX: usize = 1_000;
@@ -218,6 +222,44 @@ impl Session {
             last_reason: why.last_reason,
         };
         self.reply(header, &reply);
+        Ok(())
+    }
+
+    /// The tick looks into the letters, and answers.
+    pub(super) fn redrive_letters(
+        &self,
+        header: FrameHeader,
+        request: RedriveLetters,
+    ) -> Result<(), ErrorBody> {
+        let topic = self.catalog.topic(&request.topic)?;
+        if !(1..=REDRIVE_LETTERS_MAX).contains(&request.letters_max) {
+            let text = format!("letters_max must be 1 to {REDRIVE_LETTERS_MAX}");
+            return Err(ErrorBody::new(ErrorCode::BadRequest, text));
+        }
+        if let Some(target) = &request.target {
+            self.catalog.topic(target)?;
+        }
+        let (subscription, _policy) = queue_of(&topic, Some(&request.subscription))?;
+        let partition = topic.partition(request.partition)?;
+        let (outbox, correlation) = (Arc::clone(&self.outbox), header.correlation);
+        let subscription = subscription.id;
+        let ask = redrive::Ask { outbox, correlation, partition, subscription, request, tries: 0 };
+        self.hub.redrives.ask(ask)
+    }
+
+    pub(super) fn release_message(
+        &self,
+        now: Now,
+        header: FrameHeader,
+        request: &ReleaseMessage,
+    ) -> Result<(), ErrorBody> {
+        let topic = self.catalog.topic(&request.topic)?;
+        let (subscription, _policy) = queue_of(&topic, request.subscription.as_deref())?;
+        let partition = topic.partition(request.partition)?;
+        let (state, released) = partition.lead(now, |leader, turn| {
+            leader.release_message(&partition, subscription.id, request.offset, turn)
+        })??;
+        self.reply(header, &ReleaseMessageReply { released, state: state.to_string() });
         Ok(())
     }
 

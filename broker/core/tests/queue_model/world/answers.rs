@@ -295,6 +295,7 @@ impl World {
                     self.returning.remove(offset);
                 }
             }
+            Asked::Redrive => {}
             asked => panic!("{asked:?} settles nothing"),
         }
     }
@@ -324,6 +325,7 @@ impl World {
                     }
                 }
             }
+            Asked::Redrive => self.counts.hit("redrive refused by the store"),
             Asked::Subscribe | Asked::Seek => {}
         }
     }
