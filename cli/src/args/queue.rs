@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
+use postrider_protocol::message::Breaker;
 
 use super::{BoundsFlags, ClientOptions, DurabilityName, Limit, MessageOutput, parse_limit_bytes};
 use crate::format::Template;
@@ -72,6 +73,40 @@ pub(crate) struct PolicyFlags {
     /// One consumer at a time gets messages of a partition
     #[arg(long, value_name = "YES", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) single_active: Option<bool>,
+    /// When PERCENT of the last WINDOW outcomes are failures, hand nothing out for PAUSE, then single messages until
+    /// one succeeds; for example 50/100/30s, or `off` [default: off]
+    #[arg(long, value_name = "PERCENT/WINDOW/PAUSE", value_parser = BreakerFlag::parse)]
+    pub(crate) breaker: Option<BreakerFlag>,
+}
+
+/// When a queue pauses itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum BreakerFlag {
+    Off,
+    On(Breaker),
+}
+
+impl BreakerFlag {
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self::Off);
+        }
+        let usage = || format!("{text:?} is no breaker: use for example 50/100/30s, or `off`");
+        let mut parts = text.splitn(3, '/');
+        let mut next = || parts.next().ok_or_else(usage);
+        let failure_percent = next()?.trim_end_matches('%').parse().map_err(|_err| usage())?;
+        let window = next()?.parse().map_err(|_err| usage())?;
+        let pause = parse_duration_with_unit(next()?)?;
+        let pause_ms = u32::try_from(pause.as_millis()).map_err(|_err| usage())?;
+        Ok(Self::On(Breaker { failure_percent, window, pause_ms }))
+    }
+
+    pub(crate) fn value(self) -> Option<Breaker> {
+        match self {
+            Self::Off => None,
+            Self::On(breaker) => Some(breaker),
+        }
+    }
 }
 
 #[derive(Args, Debug)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use postrider_protocol::message::QueuePolicy;
 
-use crate::args::queue::PolicyFlags;
+use crate::args::queue::{BreakerFlag, PolicyFlags};
 use crate::exit::{Failure, Outcome};
 
 /// The policy with what the flags name.
@@ -20,6 +20,7 @@ pub(crate) fn with_flags(policy: QueuePolicy, flags: &PolicyFlags) -> Outcome<Qu
         unsettled_max,
         key_order,
         single_active,
+        breaker,
     } = flags;
     let short = |flag, value: Option<Duration>, present| match value {
         None => Ok(present),
@@ -39,7 +40,7 @@ pub(crate) fn with_flags(policy: QueuePolicy, flags: &PolicyFlags) -> Outcome<Qu
         key_order: key_order.unwrap_or(policy.key_order),
         single_active: single_active.unwrap_or(policy.single_active),
         paused: policy.paused,
-        breaker: policy.breaker,
+        breaker: breaker.map_or(policy.breaker, BreakerFlag::value),
     };
     if policy.backoff_min_ms > policy.backoff_max_ms {
         return Err(Failure::usage(format!(
@@ -63,6 +64,7 @@ pub(crate) fn is_named(flags: &PolicyFlags) -> bool {
         unsettled_max,
         key_order,
         single_active,
+        breaker,
     } = flags;
     max_failures.is_some()
         || dead_letter.is_some()
@@ -73,10 +75,13 @@ pub(crate) fn is_named(flags: &PolicyFlags) -> bool {
         || unsettled_max.is_some()
         || key_order.is_some()
         || single_active.is_some()
+        || breaker.is_some()
 }
 
 #[cfg(test)]
 mod tests {
+    use postrider_protocol::message::Breaker;
+
     use super::*;
 
     #[test]
@@ -90,6 +95,24 @@ mod tests {
         let policy = with_flags(present.clone(), &flags).expect("valid");
         assert_eq!(policy, QueuePolicy { max_failures: 3, lease_ms: 5_000, ..present });
         assert!(is_named(&flags) && !is_named(&PolicyFlags::default()));
+    }
+
+    #[test]
+    fn a_breaker_is_set_and_switched_off() {
+        let breaker = Breaker { failure_percent: 50, window: 100, pause_ms: 30_000 };
+        let flags = |text| PolicyFlags {
+            breaker: Some(BreakerFlag::parse(text).expect("a breaker")),
+            ..PolicyFlags::default()
+        };
+        let policy = with_flags(QueuePolicy::default(), &flags("50/100/30s")).expect("valid");
+        assert_eq!(policy.breaker, Some(breaker));
+        let policy = with_flags(policy, &PolicyFlags::default()).expect("valid");
+        assert_eq!(policy.breaker, Some(breaker), "what is not named stays");
+        let policy = with_flags(policy, &flags("off")).expect("valid");
+        assert_eq!(policy.breaker, None);
+        for bad in ["", "50", "50/100", "50/100/30", "many/100/30s", "50/100/100000h"] {
+            assert!(BreakerFlag::parse(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

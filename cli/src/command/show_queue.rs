@@ -1,7 +1,7 @@
 //! Owns how queues are shown, as tables and as JSON. Pure. Used by `queue`.
 
 use postrider_protocol::message::{
-    DescribeQueueReply, QueueConsumer, QueuePartition, QueuePolicy, WhyMessageReply,
+    Breaker, DescribeQueueReply, QueueConsumer, QueuePartition, QueuePolicy, WhyMessageReply,
 };
 use serde_json::{Value, json};
 
@@ -100,7 +100,7 @@ pub(crate) fn queue_text(topic: &str, queue: &DescribeQueueReply, scheduled: u64
     let mut facts = vec![("queue", topic.to_owned()), ("subscription", queue.name.clone())];
     facts.extend(policy_facts(&queue.policy));
     if sums.breaker_open {
-        facts.push(("breaker", "open: too many failures; few messages go out".to_owned()));
+        facts.push(("breaker is", "open: too many failures; few messages go out".to_owned()));
     }
     facts.extend([
         ("ready", sums.ready.to_string()),
@@ -135,12 +135,17 @@ fn policy_facts(policy: &QueuePolicy) -> Vec<(&'static str, String)> {
     if policy.single_active {
         order.push("single active consumer");
     }
+    let breaker = policy.breaker.map(|breaker| {
+        let Breaker { failure_percent, window, pause_ms } = breaker;
+        format!("at {failure_percent} % of {window}, for {}", ms(pause_ms))
+    });
     vec![
         ("paused", yes(policy.paused)),
         ("lease", format!("{}, at most {}", ms(policy.lease_ms), human_ms(policy.lease_max_ms))),
         ("max failures", policy.max_failures.to_string()),
         ("back-off", format!("{} to {}", ms(policy.backoff_min_ms), ms(policy.backoff_max_ms))),
         ("dead letters to", policy.dead_letter.clone().unwrap_or_else(|| "-".to_owned())),
+        ("breaker", breaker.unwrap_or_else(|| "off".to_owned())),
         ("order", if order.is_empty() { "none".to_owned() } else { order.join(", ") }),
     ]
 }
