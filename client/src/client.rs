@@ -23,6 +23,7 @@ use crate::{
     error::{Attempt, ConnectError},
     group::GroupMemberBuilder,
     io::{self, Dialer, Shared},
+    priority::PriorityConsumerBuilder,
     producer::ProducerBuilder,
     reader::{ReaderBuilder, SubscriberBuilder},
     url,
@@ -222,6 +223,11 @@ impl Client {
     /// Starts to make a consumer of a queue, or of a queue-mode subscription of a topic.
     pub fn consumer<C>(&self, topic: impl Into<String>) -> ConsumerBuilder<C> {
         ConsumerBuilder::new(Arc::clone(&self.handle), topic.into())
+    }
+
+    /// Starts to make a consumer of several queues, which takes messages by priority.
+    pub fn priority_consumer<C: 'static>(&self) -> PriorityConsumerBuilder<C> {
+        PriorityConsumerBuilder::new(Arc::clone(&self.handle))
     }
 
     /// Starts to join the consumer group of the durable subscription `name`, which is created if it does not exist:

@@ -208,7 +208,7 @@ impl<C> Consumer<C> {
         poll_fn(|cx| self.poll_delivery(cx)).await
     }
 
-    fn poll_delivery(
+    pub(crate) fn poll_delivery(
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Delivery<C::Value>, ConsumeError>>>
@@ -355,13 +355,18 @@ impl<C> Consumer<C> {
                 None => break Ok(()),
             }
         };
+        self.stop();
+        while tasks.join_next().await.is_some() {}
+        ended
+    }
+
+    /// Takes no more messages, and gives back what waits here.
+    pub(crate) fn stop(&mut self) {
         if !self.ended {
             self.give_rest_back();
             let Attachment { handle, consumer } = &*self.attachment;
             handle.shared.with(|engine| engine.stop_consumer(*consumer));
         }
-        while tasks.join_next().await.is_some() {}
-        ended
     }
 
     /// What was handed out to this consumer and not taken from it.
@@ -372,7 +377,7 @@ impl<C> Consumer<C> {
     }
 }
 
-async fn settle(work: impl Future<Output = Result<(), Failure>>, handle: AckHandle) {
+pub(crate) async fn settle(work: impl Future<Output = Result<(), Failure>>, handle: AckHandle) {
     let _answer = match work.await {
         Ok(()) => handle.ack(),
         Err(Failure::Retry { after: None, reason }) => handle.nack(reason),

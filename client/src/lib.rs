@@ -70,6 +70,7 @@ mod group;
 mod io;
 mod message;
 mod payload;
+mod priority;
 mod producer;
 mod queues;
 mod reader;
@@ -110,6 +111,7 @@ pub use self::{
     group::{GroupEvent, GroupMember, GroupMemberBuilder},
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},
+    priority::{Prioritized, PriorityConsumer, PriorityConsumerBuilder},
     producer::{Ack, Producer, ProducerBuilder},
     queues::{NewQueue, NewSubscription, QueueName, REDRIVE_SUBSCRIPTION, Redrive},
     reader::{AckUpTo, Reader, ReaderBuilder, Subscriber, SubscriberBuilder},

@@ -15,6 +15,7 @@ pub mod producer;
 pub mod room;
 mod routing;
 pub mod subscription;
+pub(crate) mod turns;
 
 use std::{
     collections::{BTreeMap, VecDeque},
