@@ -240,6 +240,39 @@ fn documents_point_to_files_that_exist() {
 }
 
 #[test]
+fn every_property_has_a_test_that_exists() {
+    let sources: BTreeMap<String, String> = sources().into_iter().collect();
+    let table = std::fs::read_to_string(root().join("docs/PROPERTIES.md")).unwrap();
+    let mut complaints = Vec::new();
+    let mut letters = Vec::new();
+    let is_row = |line: &&str| line.starts_with("| ") && !line.starts_with("| |");
+    for line in table.lines().filter(is_row) {
+        letters.extend(line.split(' ').nth(1));
+        let named: Vec<&str> = line.split('`').filter(|part| part.contains("::")).collect();
+        if named.is_empty() && line.contains(" | ") && !line.starts_with("| checker") {
+            complaints.push(format!("no test is named: {line}"));
+        }
+        for name in named {
+            let (file, test) = name.split_once("::").unwrap();
+            let text = sources.get(file).map_or("", String::as_str);
+            if !text.contains(&format!("fn {test}(")) {
+                complaints.push(format!("{name} does not exist"));
+            }
+        }
+    }
+    let wanted = [('B', 1..=12), ('C', 1..=4), ('D', 1..=6)];
+    for (letter, numbers) in wanted {
+        for number in numbers {
+            let property = format!("{letter}{number}");
+            if !letters.contains(&property.as_str()) {
+                complaints.push(format!("{property} stands in no table"));
+            }
+        }
+    }
+    report(&complaints);
+}
+
+#[test]
 fn decisions_are_numbered_without_a_gap() {
     let mut names: Vec<String> = std::fs::read_dir(root().join("docs/decisions"))
         .unwrap()

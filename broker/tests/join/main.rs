@@ -189,6 +189,27 @@ fn credit_bounds_what_is_delivered() {
     assert_eq!(offsets(peer.delivered()), [9]);
 }
 
+// F5
+#[test]
+fn a_subscriber_that_takes_nothing_holds_up_no_other() {
+    let broker = open_sim(&SimDisk::new(1));
+    let (mut writer, mut slow, mut quick) =
+        (Peer::new(&broker), Peer::new(&broker), Peer::new(&broker));
+    let topic = writer.create_topic("orders", 1);
+    let epoch = writer.leader_epoch("orders");
+    let few = Subscribe { credit_messages: 1, ..subscribe(1, "orders", None, Start::Earliest) };
+    let _slow: SubscribeReply = slow.ask(&few).unwrap();
+    let _quick = quick.subscribe(1, "orders", None);
+    for tag in 0..100 {
+        writer.send_event(&publish(topic, epoch, ProducerId::NONE, tag, &["x"]));
+        writer.settle();
+        assert_eq!(quick.delivered().len(), 1, "message {tag} comes when it is durable");
+    }
+    assert_eq!(slow.delivered().len(), 1);
+    slow.send_event(&Credit { handle: SubscriptionHandle(1), messages: 200, bytes: 0 });
+    assert_eq!(slow.delivered().len(), 99, "and the slow one has missed nothing");
+}
+
 #[test]
 fn a_publish_that_a_full_disk_refuses_is_in_flight_no_more() {
     let disk = SimDisk::new(1);

@@ -9,6 +9,7 @@ use postrider_storage::disk_sim::CrashKind;
 
 use crate::open_sim;
 use crate::peer::{Peer, subscribe};
+use crate::worker::{Worker, consume, publish_range};
 
 pub(crate) fn create_queue(name: &str, policy: QueuePolicy) -> CreateQueue {
     CreateQueue {
@@ -119,4 +120,38 @@ fn a_queue_is_created_by_its_own_request_and_within_its_ranges() {
         policy: QueuePolicy::default(),
     };
     assert_eq!(refusal::<_, AlterQueueReply>(&mut peer, &nowhere), ErrorCode::UnknownTopic);
+}
+
+// B5
+#[test]
+fn what_one_subscription_settles_is_unsettled_for_the_others() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = Peer::new(&broker);
+    peer.create_topic("orders", 1);
+    for name in ["billing", "audit"] {
+        let create = CreateSubscription {
+            topic: "orders".to_string(),
+            name: name.to_string(),
+            start: Start::Earliest,
+            queue: Some(QueuePolicy::default()),
+            if_not_exists: false,
+        };
+        let _created: CreateSubscriptionReply = peer.ask(&create).unwrap();
+    }
+    let _stream = peer.subscribe(1, "orders", Some("search"));
+    publish_range(&mut peer, "orders", 0..20, 5);
+    let worker = |name: &str, member| {
+        let subscription = Some(name.to_string());
+        Worker::with(&broker, &Consume { subscription, ..consume("orders", member) })
+    };
+    let mut billing = worker("billing", 1);
+    let leased = billing.leases();
+    assert_eq!(leased.len(), 20);
+    let _acked = billing.ack(&leased).unwrap();
+    let purge =
+        PurgeQueue { topic: "orders".to_string(), subscription: Some("billing".to_string()) };
+    let _purged: PurgeQueueReply = peer.ask(&purge).unwrap();
+    assert_eq!(worker("audit", 2).leases().len(), 20);
+    assert_eq!(peer.delivered().len(), 20);
 }

@@ -2,7 +2,7 @@
 //! count.
 
 use postrider_core::limits::SESSION_GRACE_MS;
-use postrider_core::queue::ReturnCause;
+use postrider_core::queue::{LeaseCredit, ReturnCause};
 use postrider_protocol::message::{QueuePolicy, ReturnAction, SettleProblem};
 
 use crate::stage::{Stage, policy};
@@ -159,4 +159,17 @@ fn a_message_that_was_given_back_is_acked_by_nobody() {
     assert_eq!(stage.ack(1, 0, 1), Some(SettleProblem::LeaseLost));
     assert_eq!(stage.give_return(1, 1, 1, ReturnAction::Release), None);
     assert_eq!(stage.ack(1, 1, 1), Some(SettleProblem::LeaseLost));
+}
+
+// B11
+#[test]
+fn leases_never_pass_the_credit_but_for_one_message() {
+    let mut stage = Stage::new(policy());
+    stage.publish(10);
+    stage.attach(1);
+    // The batch is 40 bytes, so each of its messages weighs 4.
+    for (messages, bytes, expected) in [(3, 1 << 20, 3), (9, 8, 2), (9, 3, 1), (1, 1 << 20, 1)] {
+        let credit = LeaseCredit { messages, bytes };
+        assert_eq!(stage.lease_credit(1, credit).len(), expected, "{messages} in {bytes}");
+    }
 }

@@ -8,6 +8,8 @@ use postrider_protocol::types::{
     TimestampMs,
 };
 
+use crate::stage::{Stage, policy};
+
 const STREAM: SubscriptionId = SubscriptionId([3; 16]);
 
 fn version_1(mode: u8) -> Vec<u8> {
@@ -76,4 +78,26 @@ fn a_snapshot_from_before_there_were_queues_holds_no_queue() {
     let mut longer = version_1(0);
     longer.push(0);
     assert!(PartitionState::decode_snapshot(&longer).is_err());
+}
+
+// L5
+#[test]
+fn a_snapshot_is_as_large_as_what_is_unsettled_and_not_as_what_was() {
+    let size = |messages: u32| {
+        let mut stage = Stage::new(policy());
+        stage.attach(1);
+        for _ in 0..messages / 100 {
+            stage.publish(100);
+            for (offset, attempt, _) in stage.lease(1, 100) {
+                // The first message is never acknowledged.
+                if offset > 0 {
+                    assert_eq!(stage.ack(1, offset, attempt), None);
+                }
+            }
+        }
+        assert_eq!(stage.queue().unsettled(Offset(messages.into())), 1);
+        stage.partition.state().encode_snapshot().len()
+    };
+    let (few, many) = (size(200), size(20_000));
+    assert!(many < few + 64, "{few} bytes after 200 messages, {many} after 20,000");
 }

@@ -317,7 +317,10 @@ impl Stage {
 
     /// One lease request; what it hands out.
     pub(crate) fn lease(&mut self, member: u64, messages: u32) -> Vec<Got> {
-        let credit = LeaseCredit { messages, bytes: 1 << 20 };
+        self.lease_credit(member, LeaseCredit { messages, bytes: 1 << 20 })
+    }
+
+    pub(crate) fn lease_credit(&mut self, member: u64, credit: LeaseCredit) -> Vec<Got> {
         loop {
             let step = self.partition.lease(self.now, QUEUE, MemberKey(member), credit);
             self.partition.check_invariants();
