@@ -449,7 +449,7 @@ pub(crate) enum MessageOutput {
 
 #[derive(Args, Debug)]
 pub(crate) struct SubOptions {
-    /// The topic's name
+    /// The topic's name, or a pattern such as 'orders.*': all its topics, those that come later included
     pub(crate) topic: String,
     /// Where to start: earliest, latest, -N (the last N of each partition), an offset, a time such as
     /// 2026-11-25T08:00:00Z, or an age such as 15m. A durable subscription that exists continues where it

@@ -23,6 +23,7 @@ use crate::{
     error::{Attempt, ConnectError},
     group::GroupMemberBuilder,
     io::{self, Dialer, Shared},
+    pattern::PatternBuilder,
     priority::PriorityConsumerBuilder,
     producer::ProducerBuilder,
     reader::{ReaderBuilder, SubscriberBuilder},
@@ -223,6 +224,11 @@ impl Client {
     /// Starts to make a consumer of a queue, or of a queue-mode subscription of a topic.
     pub fn consumer<C>(&self, topic: impl Into<String>) -> ConsumerBuilder<C> {
         ConsumerBuilder::new(Arc::clone(&self.handle), topic.into())
+    }
+
+    /// Starts to read all topics of a pattern: `*` stands for any number of characters.
+    pub fn pattern<C: 'static>(&self, pattern: impl Into<String>) -> PatternBuilder<C> {
+        PatternBuilder::new(Arc::clone(&self.handle), pattern.into())
     }
 
     /// Starts to make a consumer of several queues, which takes messages by priority.

@@ -90,12 +90,23 @@ pub enum OpenError {
     /// The operating system gives no random numbers.
     #[error("the operating system gives no random numbers: {0}")]
     NoRandomness(String),
+    /// It could not be asked which topics there are, or the subscription could not be created.
+    #[error("{0}")]
+    Asked(AdminError),
     /// The client was closed.
     #[error("the client was closed")]
     Closed,
 }
 
 impl OpenError {
+    pub(crate) fn from_admin(error: AdminError) -> Self {
+        match error {
+            AdminError::Refused(error) => Self::from_body(error),
+            AdminError::Closed => Self::Closed,
+            error => Self::Asked(error),
+        }
+    }
+
     pub(crate) fn from_body(error: ErrorBody) -> Self {
         if error.code.class() == ErrorClass::Unknown {
             Self::TimedOut(error)
@@ -109,7 +120,7 @@ impl OpenError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Refused(error) => is_retryable(error),
-            Self::TimedOut(_) => true,
+            Self::TimedOut(_) | Self::Asked(_) => true,
             Self::Option { .. } | Self::NoRandomness(_) | Self::Closed => false,
         }
     }

@@ -69,6 +69,7 @@ mod fire;
 mod group;
 mod io;
 mod message;
+mod pattern;
 mod payload;
 mod priority;
 mod producer;
@@ -110,6 +111,7 @@ pub use self::{
     fire::FireAndForget,
     group::{GroupEvent, GroupMember, GroupMemberBuilder},
     message::{Headers, IntoMessages, Message, MessageBatch, MessageRef, MessageRefs, Position},
+    pattern::{OfTopic, PatternBuilder, PatternReader, PatternSubscriber},
     payload::{Decode, DecodeError, Encode, EncodeError, Json, Raw},
     priority::{Prioritized, PriorityConsumer, PriorityConsumerBuilder},
     producer::{Ack, Producer, ProducerBuilder},

@@ -275,6 +275,13 @@ macro_rules! reading {
             &self.inner.partitions
         }
 
+        pub(crate) fn poll_batch(
+            &mut self,
+            cx: &mut Context<'_>,
+        ) -> Poll<Option<Result<MessageBatch<C>, ReadError>>> {
+            self.inner.poll_batch(cx)
+        }
+
         /// The next messages as they were delivered: the fast way to read. `None` after the end.
         ///
         /// # Errors
@@ -347,6 +354,11 @@ impl<C> fmt::Debug for Subscriber<C> {
 
 impl<C> Subscriber<C> {
     reading!();
+
+    /// Whether messages of a partition come here.
+    pub(crate) fn reads(&self, partition: PartitionId) -> bool {
+        self.inner.partitions.iter().any(|one| one.partition == partition)
+    }
 
     /// Acknowledges a message or batch and everything before it in its partition. It is on its way when this returns;
     /// awaiting the result waits until it is stored. Acks that wait for each other are sent as one.

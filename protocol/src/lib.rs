@@ -18,6 +18,7 @@ pub mod frame;
 pub mod headers;
 pub mod message;
 pub mod partition;
+pub mod pattern;
 pub mod rebuild;
 pub mod record;
 pub mod trailer;

@@ -9,6 +9,7 @@ mod delays;
 mod groups;
 mod hostile;
 mod life;
+mod pattern;
 mod priority;
 mod queue;
 mod round_trip;

@@ -30,6 +30,9 @@ pub const SEQUENCE_SKIP_MAX: u64 = 1 << 31;
 /// Partitions of one topic. Beyond: `InvalidConfig`.
 pub const PARTITIONS_PER_TOPIC_MAX: u32 = 16_384;
 
+/// Subscriptions by pattern. Beyond: `SubscriptionLimit`.
+pub const PATTERNS_MAX: usize = 64;
+
 /// Durable subscriptions of one topic. Beyond: `SubscriptionLimit`.
 pub const SUBSCRIPTIONS_PER_TOPIC_MAX: usize = 1_024;
 

@@ -5,12 +5,14 @@
 
 mod command;
 mod image;
+mod patterns;
 mod rules;
 mod settings;
 mod snapshot;
 
 pub use command::{Command, TopicChange};
 pub use image::{Applied, Broker, Image, ImageError, Subscription, Topic};
+pub use patterns::Pattern;
 pub use rules::{
     QUEUE_SUBSCRIPTION, complete_policy, validate_config, validate_name, validate_policy,
     validate_subscription_name,

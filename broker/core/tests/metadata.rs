@@ -68,6 +68,15 @@ fn queue(id: u8, name: &str) -> Command {
     }
 }
 
+fn pattern(id: u8, pattern: &str, name: &str) -> Command {
+    Command::CreatePattern {
+        id: SubscriptionId([id; 16]),
+        pattern: pattern.to_string(),
+        name: name.to_string(),
+        start: Start::Latest,
+    }
+}
+
 fn image(commands: &[Command]) -> Image {
     let mut image = Image::default();
     for command in commands {
@@ -159,15 +168,70 @@ fn a_queue_has_no_retention() {
     assert_eq!(jobs.check(&alter(more)), Ok(()));
 }
 
+fn create_named(id: u8, name: &str) -> Command {
+    let Command::CreateTopic { config, created, .. } = create_topic() else { unreachable!() };
+    Command::CreateTopic { id: TopicId([id; 16]), name: name.to_string(), config, created }
+}
+
+#[test]
+fn a_pattern_gives_its_subscription_to_what_is_there_and_to_what_comes() {
+    let mut image = image(&[create_named(1, "orders.eu"), create_named(2, "mail"), create_queue()]);
+    let id = |topic: u8| SubscriptionId([9 ^ topic; 16]);
+    let given = apply(&mut image, &pattern(9, "orders.*", "audit"));
+    assert_eq!(given, Applied::PatternCreated(vec![(TopicId([1; 16]), id(1))]));
+    let on = |image: &Image, name: &str| {
+        image
+            .topic_named(name)
+            .unwrap()
+            .subscription("audit")
+            .map(|one| one.start_on(PartitionId(0)))
+    };
+    assert_eq!(on(&image, "orders.eu"), Some(Start::Latest));
+    assert_eq!((on(&image, "mail"), on(&image, "jobs")), (None, None));
+    apply(&mut image, &create_named(6, "orders.us"));
+    assert_eq!(on(&image, "orders.us"), Some(Start::Offset(Offset(0))), "from its first message");
+    assert_eq!(refusal(&image, &pattern(8, "orders.*", "audit")), ErrorCode::SubscriptionExists);
+
+    let delete = Command::DeletePattern { id: SubscriptionId([9; 16]) };
+    let taken = apply(&mut image, &delete);
+    let both = vec![(TopicId([1; 16]), id(1)), (TopicId([6; 16]), id(6))];
+    assert_eq!(taken, Applied::PatternDeleted(both));
+    assert_eq!((on(&image, "orders.eu"), on(&image, "orders.us")), (None, None));
+    apply(&mut image, &create_named(4, "orders.uk"));
+    assert_eq!(on(&image, "orders.uk"), None);
+    assert_eq!(refusal(&image, &delete), ErrorCode::UnknownSubscription);
+}
+
+#[test]
+fn a_pattern_leaves_what_a_topic_has_of_its_name_and_takes_no_queue() {
+    let mut image = image(&[create_topic(), stream(7, "audit")]);
+    let given = apply(&mut image, &pattern(9, "*", "audit"));
+    assert_eq!(given, Applied::PatternCreated(Vec::new()));
+    let mut queue = create_queue();
+    if let Command::CreateQueue { id, .. } = &mut queue {
+        *id = TopicId([5; 16]);
+    }
+    apply(&mut image, &queue);
+    assert!(image.topic_named("jobs").unwrap().subscription("audit").is_none());
+    let delete = Command::DeletePattern { id: SubscriptionId([9; 16]) };
+    apply(&mut image, &delete);
+    assert!(image.topic(TOPIC).unwrap().subscription("audit").is_some(), "it was not its own");
+    for wrong in ["orders", "", "or ders*", "a/*"] {
+        assert_eq!(refusal(&image, &pattern(9, wrong, "audit")), ErrorCode::InvalidTopicName);
+    }
+    assert_eq!(refusal(&image, &pattern(9, "*", "a b")), ErrorCode::InvalidSubscriptionName);
+}
+
 #[test]
 fn a_snapshot_holds_all_and_is_refused_when_cut() {
-    let image = image(&[create_topic(), stream(7, "audit"), queue(8, "billing")]);
+    let image =
+        image(&[create_topic(), stream(7, "audit"), queue(8, "billing"), pattern(9, "o*", "all")]);
     let bytes = image.encode_snapshot();
     assert_eq!(Image::decode_snapshot(&bytes).as_ref(), Ok(&image));
     for len in 0..bytes.len() {
         assert!(Image::decode_snapshot(&bytes[..len]).is_err());
     }
-    assert!(Image::decode_snapshot(&[&[4], &bytes[1..]].concat()).is_err());
+    assert!(Image::decode_snapshot(&[&[5], &bytes[1..]].concat()).is_err());
 }
 
 /// What a broker without settings wrote of a queue.
@@ -180,7 +244,9 @@ fn a_snapshot_of_version_2_is_read() {
     let at = bytes.windows(name.len()).position(|window| window == name).unwrap() + name.len();
     let settings = at + 4 + 1 + 1 + 3;
     assert_eq!(bytes[settings], 0);
-    let before = [&[2], &bytes[1..settings], &bytes[settings + 1..]].concat();
+    // Nor were there patterns: a count of none at the end.
+    let end = bytes.len() - 4;
+    let before = [&[2], &bytes[1..settings], &bytes[settings + 1..end]].concat();
     assert_eq!(Image::decode_snapshot(&before), Ok(image));
 }
 

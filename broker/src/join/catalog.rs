@@ -359,6 +359,28 @@ impl Catalog {
                     });
                 }
             }
+            Applied::PatternCreated(given) => {
+                for (topic, id) in given {
+                    let found = state.committed.topic(topic);
+                    let subscription = found.and_then(|topic| topic.subscriptions.get(&id));
+                    if let (Some(handle), Some(subscription)) =
+                        (state.topics.get(&topic), subscription)
+                    {
+                        handle.change_subscriptions(|known| {
+                            known.insert(id, subscription.clone());
+                        });
+                    }
+                }
+            }
+            Applied::PatternDeleted(taken) => {
+                for (topic, id) in taken {
+                    if let Some(handle) = state.topics.get(&topic) {
+                        handle.change_subscriptions(|known| {
+                            known.remove(&id);
+                        });
+                    }
+                }
+            }
             Applied::SubscriptionDeleted { topic, id } => {
                 if let Some(handle) = state.topics.get(&topic) {
                     handle.change_subscriptions(|known| {

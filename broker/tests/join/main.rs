@@ -10,6 +10,7 @@ mod bounds;
 mod consuming;
 mod delays;
 mod groups;
+mod patterns;
 mod peer;
 mod queues;
 mod redrive;

@@ -298,7 +298,7 @@ pub(crate) struct QueueRm {
 
 #[derive(Args, Debug)]
 pub(crate) struct SubscriptionCreate {
-    /// The topic's name
+    /// The topic's name, or a pattern such as 'orders.*'
     pub(crate) topic: String,
     /// The subscription's name
     pub(crate) name: String,

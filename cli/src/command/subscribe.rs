@@ -6,13 +6,15 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::FutureExt as _;
 use postrider::{
-    AckError, ErrorCode, GroupEvent, GroupMember, MessageBatch, Position, Raw, ReadError, Reader,
-    Subscriber,
+    AckError, ErrorCode, GroupEvent, GroupMember, MessageBatch, OfTopic, PatternReader,
+    PatternSubscriber, Position, Raw, ReadError, Reader, Subscriber,
 };
+use postrider_protocol::pattern::is_pattern;
 use postrider_protocol::types::PartitionId;
 
 use crate::args::{MessageOutput, SubOptions};
@@ -22,7 +24,7 @@ use crate::exit::{Failure, Outcome};
 use crate::format::{MessageFormat, Shown};
 use crate::interrupt::Interrupt;
 use crate::output::{self, note, written};
-use crate::start::resolve;
+use crate::start::{From, resolve};
 
 /// Output is written in pieces of this size.
 const OUTPUT_BYTES: usize = 256 << 10;
@@ -47,11 +49,14 @@ enum Source {
     Ephemeral(Reader<Raw>),
     Durable(Subscriber<Raw>),
     Group(GroupMember<Raw>),
+    Pattern(PatternReader<Raw>),
+    PatternDurable(PatternSubscriber<Raw>),
 }
 
 /// What a source has to tell.
 enum Next {
-    Batch(MessageBatch<Raw>),
+    /// Of a topic of a pattern, or of the topic.
+    Batch(Option<Arc<str>>, MessageBatch<Raw>),
     /// A partition comes.
     Assigned(PartitionId),
     /// A partition is to be given back, behind the acks of what was printed.
@@ -63,6 +68,9 @@ enum Next {
 impl Source {
     async fn open(client: &postrider::Client, options: &SubOptions) -> Outcome<Self> {
         let topic = &options.topic;
+        if is_pattern(topic) {
+            return Self::open_pattern(client, options).await;
+        }
         let start = resolve(options.from, &client.admin(), topic).await?;
         let partitions = options.partitions.iter().copied();
         if let Some(name) = &options.group {
@@ -88,6 +96,37 @@ impl Source {
         opened.map_err(|error| open_failure(&error, topic))
     }
 
+    /// All topics of a pattern, those that come later included.
+    async fn open_pattern(client: &postrider::Client, options: &SubOptions) -> Outcome<Self> {
+        let pattern = &options.topic;
+        let misplaced = [
+            (
+                options.exit_at_end,
+                "--exit-at-end",
+                "topics may come at any time: stop with --count",
+            ),
+            (options.group.is_some(), "--group", "a group shares the partitions of one topic"),
+            (!options.partitions.is_empty(), "--partition", "partitions belong to one topic"),
+            (
+                matches!(options.from, From::Last(_) | From::Offset(_)),
+                "such a --from",
+                "start at earliest, latest, a time or an age",
+            ),
+        ];
+        if let Some((_, flag, why)) = misplaced.into_iter().find(|(is_named, ..)| *is_named) {
+            return Err(
+                Failure::usage(format!("{flag} does not go with the pattern {pattern}")).next(why)
+            );
+        }
+        let start = resolve(options.from, &client.admin(), pattern).await?;
+        let builder = client.pattern::<Raw>(pattern).from(start);
+        let opened = match &options.subscription {
+            None => builder.open().await.map(Self::Pattern),
+            Some(name) => builder.open_as(name).await.map(Self::PatternDurable),
+        };
+        opened.map_err(|error| open_failure(&error, pattern))
+    }
+
     /// Cancel-safe.
     async fn next(&mut self) -> Option<Result<Next, ReadError>> {
         let batch = match self {
@@ -99,24 +138,32 @@ impl Source {
                     Err(error) => return Some(Err(error)),
                 };
                 return Some(Ok(match event {
-                    GroupEvent::Messages(batch) => Next::Batch(batch),
+                    GroupEvent::Messages(batch) => Next::Batch(None, batch),
                     GroupEvent::Assigned(at) => Next::Assigned(at.partition),
                     GroupEvent::Revoked { partition, .. } => Next::Revoked(partition),
                     GroupEvent::Lost { partition } => Next::Lost(partition),
                     _ => continue,
                 }));
             },
+            Self::Pattern(reader) => return reader.next_batch().await.map(of_topic),
+            Self::PatternDurable(subscriber) => {
+                return subscriber.next_batch().await.map(of_topic);
+            }
         };
-        batch.map(|batch| batch.map(Next::Batch))
+        batch.map(|batch| batch.map(|batch| Next::Batch(None, batch)))
     }
 
     fn ends(&self) -> Ends {
         match self {
             Self::Ephemeral(reader) => Ends::of(reader.partitions()),
             Self::Durable(subscriber) => Ends::of(subscriber.partitions()),
-            Self::Group(_) => Ends::of(&[]),
+            Self::Group(_) | Self::Pattern(_) | Self::PatternDurable(_) => Ends::of(&[]),
         }
     }
+}
+
+fn of_topic(next: Result<OfTopic<MessageBatch<Raw>>, ReadError>) -> Result<Next, ReadError> {
+    next.map(|OfTopic { topic, item }| Next::Batch(Some(topic), item))
 }
 
 /// The partition has another owner.
@@ -139,8 +186,8 @@ struct Printer {
     /// Where to stop; none to follow the topic.
     ends: Option<Ends>,
     out: Vec<u8>,
-    /// Written behind here but not acknowledged, per partition.
-    unacked: BTreeMap<PartitionId, Position>,
+    /// Written behind here but not acknowledged, per topic of a pattern and partition.
+    unacked: BTreeMap<(Option<Arc<str>>, PartitionId), Position>,
     acked_at: Instant,
 }
 
@@ -212,10 +259,10 @@ impl Printer {
                 }
                 Some(Ok(Next::Lost(partition))) => {
                     note(format_args!("partition {partition} is lost"));
-                    self.unacked.remove(&partition);
+                    self.unacked.remove(&(None, partition));
                 }
-                Some(Ok(Next::Batch(batch))) => {
-                    if self.print(&batch)? == Go::Stop {
+                Some(Ok(Next::Batch(topic, batch))) => {
+                    if self.print(topic, &batch)? == Go::Stop {
                         return Ok(());
                     }
                     if self.acked_at.elapsed() >= ACK_INTERVAL && self.settle().await? == Go::Stop {
@@ -228,7 +275,7 @@ impl Printer {
         Ok(())
     }
 
-    fn print(&mut self, batch: &MessageBatch<Raw>) -> Outcome<Go> {
+    fn print(&mut self, topic: Option<Arc<str>>, batch: &MessageBatch<Raw>) -> Outcome<Go> {
         let with_headers = self.format.shows_headers();
         let partition = batch.partition();
         let mut last = None;
@@ -248,7 +295,7 @@ impl Printer {
             let headers: Vec<_> =
                 if with_headers { message.headers().collect() } else { Vec::new() };
             let shown = Shown {
-                topic: &self.topic,
+                topic: topic.as_deref().unwrap_or(&self.topic),
                 partition: partition.0,
                 offset: message.offset.0,
                 timestamp_ms: message.timestamp.0,
@@ -267,7 +314,7 @@ impl Printer {
             ends.reach(partition, batch.end());
         }
         if let Some(last) = last {
-            self.unacked.insert(partition, batch.position_behind(last));
+            self.unacked.insert((topic, partition), batch.position_behind(last));
         }
         Ok(Go::On)
     }
@@ -315,9 +362,17 @@ impl Printer {
     async fn ack(&mut self) -> Outcome {
         self.acked_at = Instant::now();
         let positions = std::mem::take(&mut self.unacked);
-        for (partition, position) in positions {
+        for ((topic, partition), position) in positions {
             let acked = match &self.source {
-                Source::Ephemeral(_) => return Ok(()),
+                Source::Ephemeral(_) | Source::Pattern(_) => return Ok(()),
+                Source::PatternDurable(subscriber) => {
+                    let topic = topic.as_deref().unwrap_or_default();
+                    match subscriber.ack_up_to(topic, position) {
+                        Some(acked) => acked.await,
+                        // The topic was deleted, and its subscription with it.
+                        None => Ok(()),
+                    }
+                }
                 Source::Durable(subscriber) => subscriber.ack_up_to(position).await,
                 Source::Group(member) => match member.ack_up_to(position).await {
                     // The news that the partition is gone is on its way.

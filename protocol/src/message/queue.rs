@@ -348,7 +348,7 @@ message! { CreateQueue:
 message! { CreateSubscription:
     /// Creates a durable subscription without attaching to it.
     pub struct CreateSubscription {
-        /// Its topic.
+        /// Its topic; or a pattern: then each log topic that it means has one, those that are created later included.
         pub topic: String,
         /// Its name.
         pub name: String,

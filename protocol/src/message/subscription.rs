@@ -49,7 +49,7 @@ wire_struct! {
 message! { DeleteSubscription:
     /// Deletes a durable subscription.
     pub struct DeleteSubscription {
-        /// Its topic.
+        /// Its topic, or the pattern of all its topics.
         pub topic: String,
         /// Its name.
         pub name: String,

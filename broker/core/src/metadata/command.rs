@@ -148,6 +148,22 @@ pub enum Command {
         /// The whole policy.
         policy: QueuePolicy,
     },
+    /// All topics of a pattern have a durable subscription in stream mode, those that are created later included.
+    CreatePattern {
+        /// Its identity.
+        id: SubscriptionId,
+        /// Which topics.
+        pattern: String,
+        /// The subscription's name in each of them. A topic that has such a one keeps it.
+        name: String,
+        /// Where it begins in the topics that exist; in later ones at offset 0.
+        start: Start,
+    },
+    /// A pattern ends, with its subscriptions.
+    DeletePattern {
+        /// Which.
+        id: SubscriptionId,
+    },
 }
 
 impl Command {
@@ -228,6 +244,13 @@ impl Command {
                 out.put(id);
                 out.put(policy);
             }
+            Self::CreatePattern { id, pattern, name, start } => {
+                out.put(id);
+                out.put(pattern);
+                out.put(name);
+                out.put(start);
+            }
+            Self::DeletePattern { id } => out.put(id),
         }
         bytes.freeze()
     }
@@ -246,7 +269,9 @@ impl Command {
             | Self::DeleteSubscription { .. }
             | Self::SetFeatureLevel { .. }
             | Self::CreateQueueSubscription { .. }
-            | Self::AlterQueue { .. } => false,
+            | Self::AlterQueue { .. }
+            | Self::CreatePattern { .. }
+            | Self::DeletePattern { .. } => false,
         };
         if has_settings { COMMAND_VERSION_SETTINGS } else { COMMAND_VERSION }
     }
@@ -265,6 +290,8 @@ impl Command {
             Self::CreateQueue { .. } => 10,
             Self::CreateQueueSubscription { .. } => 11,
             Self::AlterQueue { .. } => 12,
+            Self::CreatePattern { .. } => 13,
+            Self::DeletePattern { .. } => 14,
         }
     }
 
@@ -342,6 +369,13 @@ impl Command {
             12 => {
                 Self::AlterQueue { topic: input.take()?, id: input.take()?, policy: input.take()? }
             }
+            13 => Self::CreatePattern {
+                id: input.take()?,
+                pattern: input.take()?,
+                name: input.take()?,
+                start: input.take()?,
+            },
+            14 => Self::DeletePattern { id: input.take()? },
             _ => return Err(DecodeError::Invalid("command")),
         };
         match input.remaining() {
@@ -478,6 +512,13 @@ mod tests {
                 id,
                 policy: QueuePolicy { paused: true, ..QueuePolicy::default() },
             },
+            Command::CreatePattern {
+                id,
+                pattern: "orders.*".to_string(),
+                name: "audit".to_string(),
+                start: Start::Latest,
+            },
+            Command::DeletePattern { id },
         ]
     }
 

@@ -17,6 +17,7 @@ use postrider_protocol::types::{
 };
 
 use super::command::{Command, TopicChange};
+use super::patterns::Pattern;
 use super::rules::{
     QUEUE_SUBSCRIPTION, validate_config, validate_name, validate_policy, validate_subscription_name,
 };
@@ -133,6 +134,10 @@ pub enum Applied {
         /// Which.
         id: SubscriptionId,
     },
+    /// These subscriptions exist because of a pattern.
+    PatternCreated(Vec<(TopicId, SubscriptionId)>),
+    /// These subscriptions are gone with their pattern.
+    PatternDeleted(Vec<(TopicId, SubscriptionId)>),
     /// There is another feature level.
     FeatureLevelSet,
     /// A queue-mode subscription has another policy.
@@ -153,6 +158,7 @@ pub struct Image {
     pub(super) brokers: BTreeMap<NodeId, Broker>,
     pub(super) topics: BTreeMap<TopicId, Topic>,
     pub(super) by_name: BTreeMap<String, TopicId>,
+    pub(super) patterns: BTreeMap<SubscriptionId, Pattern>,
     pub(super) partitions: u64,
     pub(super) producer_ids_end: i64,
     pub(super) feature_level: u32,
@@ -278,10 +284,12 @@ impl Image {
                     return Err(ErrorBody::new(ErrorCode::BadRequest, text));
                 }
             }
+            Command::CreatePattern { pattern, name, .. } => self.check_pattern(pattern, name)?,
             Command::InitCluster { .. }
             | Command::RegisterBroker { .. }
             | Command::DeleteTopic { .. }
             | Command::GrantProducerIds { .. }
+            | Command::DeletePattern { .. }
             | Command::SetFeatureLevel { .. } => {}
         }
         Ok(())
@@ -380,6 +388,18 @@ impl Image {
                     return refuse(ErrorCode::UnknownSubscription, text);
                 }
             }
+            Command::CreatePattern { id, pattern, name, .. } => {
+                if self.pattern_named(pattern, name).is_some() || self.patterns.contains_key(id) {
+                    let text = format!("there is a subscription {name} of {pattern}");
+                    return refuse(ErrorCode::SubscriptionExists, text);
+                }
+            }
+            Command::DeletePattern { id } => {
+                if !self.patterns.contains_key(id) {
+                    let text = format!("there is no subscription {id} by pattern");
+                    return refuse(ErrorCode::UnknownSubscription, text);
+                }
+            }
             Command::SetFeatureLevel { level } => {
                 if *level <= self.feature_level {
                     let text = format!("the feature level is {}", self.feature_level);
@@ -464,6 +484,14 @@ impl Image {
                 held.subscriptions.remove(&id);
                 Applied::SubscriptionDeleted { topic, id }
             }
+            Command::CreatePattern { id, pattern, name, start } => {
+                let pattern = Pattern { id, pattern, name };
+                Applied::PatternCreated(self.insert_pattern(pattern, &start))
+            }
+            Command::DeletePattern { id } => {
+                let pattern = self.patterns.get(&id).expect("checked").clone();
+                Applied::PatternDeleted(self.remove_pattern(&pattern))
+            }
             Command::SetFeatureLevel { level } => {
                 self.feature_level = level;
                 Applied::FeatureLevelSet
@@ -471,8 +499,9 @@ impl Image {
         }
     }
 
-    fn insert_topic(&mut self, topic: Topic) -> Applied {
+    fn insert_topic(&mut self, mut topic: Topic) -> Applied {
         let id = topic.id;
+        self.follow_patterns(&mut topic);
         self.partitions += u64::from(topic.config.partitions);
         self.by_name.insert(topic.name.clone(), id);
         self.topics.insert(id, topic);

@@ -9,14 +9,15 @@ use postrider_protocol::types::NodeId;
 
 use super::command::{put_config, take_config};
 use super::image::{Broker, Image, Subscription, Topic};
+use super::patterns::Pattern;
 use super::settings::put_settings;
 
 /// Version 1 knew no queues: its subscriptions end before `queue`. Versions before 3 knew no settings: a
-/// topic's config ends before them.
-const SNAPSHOT_VERSION: u8 = 3;
+/// topic's config ends before them. Versions before 4 knew no patterns: they end before them.
+const SNAPSHOT_VERSION: u8 = 4;
 
 impl Image {
-    /// The image's bytes: `u8 version 3`, then the fields in the order of their declarations.
+    /// The image's bytes: `u8 version 4`, then the fields in the order of their declarations.
     #[must_use]
     pub fn encode_snapshot(&self) -> Bytes {
         let mut bytes = BytesMut::new();
@@ -35,6 +36,12 @@ impl Image {
         out.count(self.topics.len());
         for topic in self.topics.values() {
             put_topic(&mut out, topic);
+        }
+        out.count(self.patterns.len());
+        for Pattern { id, pattern, name } in self.patterns.values() {
+            out.put(id);
+            out.put(pattern);
+            out.put(name);
         }
         bytes.freeze()
     }
@@ -71,6 +78,14 @@ impl Image {
             }
             image.topics.insert(topic.id, topic);
         }
+        let patterns =
+            if version < PATTERNS_VERSION { 0 } else { input.count(PATTERN_BYTES_MIN)? };
+        for _ in 0..patterns {
+            let pattern =
+                Pattern { id: input.take()?, pattern: input.take()?, name: input.take()? };
+            rises(image.patterns.last_key_value().map(|(last, _)| *last), pattern.id)?;
+            image.patterns.insert(pattern.id, pattern);
+        }
         input.finish()?;
         Ok(image)
     }
@@ -106,6 +121,8 @@ impl Wire for Broker {
 const SUBSCRIPTION_BYTES_MIN: usize = 16 + 2 + 1 + 4;
 const TOPIC_BYTES_MIN: usize = 16 + 2 + (4 + 1 + 1 + 3) + 8 + 4;
 const SETTINGS_VERSION: u8 = 3;
+const PATTERNS_VERSION: u8 = 4;
+const PATTERN_BYTES_MIN: usize = 16 + 2 + 2;
 
 fn put_subscription(out: &mut Writer<'_>, subscription: &Subscription) {
     out.put(&subscription.id);

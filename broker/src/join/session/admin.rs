@@ -10,11 +10,12 @@ use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::{self, FRAME_HEADER_BYTES, FrameHeader};
 use postrider_protocol::message::{
     AlterTopic, AlterTopicReply, BrokerAddress, CreateTopic, CreateTopicReply, DeleteSubscription,
-    DeleteTopic, DeleteTopicReply, DescribeTopic, DescribeTopicReply, ListOffsets,
-    ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply,
-    OpenProducer, OpenProducerReply, PartitionDescription, PartitionMetadata,
+    DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, DescribeTopic, DescribeTopicReply,
+    ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata,
+    MetadataReply, OpenProducer, OpenProducerReply, PartitionDescription, PartitionMetadata,
     SubscriptionDescription, SubscriptionPosition, TopicMetadata,
 };
+use postrider_protocol::pattern::is_pattern;
 use postrider_protocol::types::{
     Durability, Offset, PartitionId, ProducerEpoch, ProducerId, TimestampMs, TopicId, TopicKind,
 };
@@ -294,6 +295,9 @@ impl Session {
         header: FrameHeader,
         request: &DeleteSubscription,
     ) -> Result<(), ErrorBody> {
+        if is_pattern(&request.topic) {
+            return self.delete_pattern(now, header, request);
+        }
         self.ask(now, |desk| {
             let topic = desk.topic(&request.topic)?;
             let subscription = desk
@@ -313,6 +317,28 @@ impl Session {
                 topic,
                 subscription,
             };
+            Ok(Ask::Submit(Box::new(command), then))
+        })
+    }
+}
+
+impl Session {
+    /// Deletes a subscription by pattern, in all its topics. Who reads them is told by the partitions.
+    fn delete_pattern(
+        &self,
+        now: Now,
+        header: FrameHeader,
+        request: &DeleteSubscription,
+    ) -> Result<(), ErrorBody> {
+        self.ask(now, |desk| {
+            let Some(known) = desk.tail.pattern_named(&request.topic, &request.name) else {
+                let text =
+                    format!("there is no subscription {} of {}", request.name, request.topic);
+                return Err(ErrorBody::new(ErrorCode::UnknownSubscription, text));
+            };
+            let command = Command::DeletePattern { id: known.id };
+            let then =
+                self.then_reply(Api::DeleteSubscription, header, &DeleteSubscriptionReply {});
             Ok(Ask::Submit(Box::new(command), then))
         })
     }

@@ -8,8 +8,9 @@ use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::FrameHeader;
 use postrider_protocol::message::{
     AlterQueue, AlterQueueReply, CreateQueue, CreateQueueReply, CreateSubscription,
-    CreateSubscriptionReply, TopicConfig,
+    CreateSubscriptionReply, Start, TopicConfig,
 };
+use postrider_protocol::pattern::is_pattern;
 use postrider_protocol::types::{SubscriptionId, TopicId, TopicKind};
 
 use super::Session;
@@ -65,6 +66,9 @@ impl Session {
         header: FrameHeader,
         request: CreateSubscription,
     ) -> Result<(), ErrorBody> {
+        if is_pattern(&request.topic) {
+            return self.create_pattern(now, header, request);
+        }
         let CreateSubscription { topic, name, start, queue, if_not_exists } = request;
         self.ask(now, |desk| {
             let found = desk.tail.topic_named(&topic).ok_or_else(|| unknown_topic(&topic))?;
@@ -89,6 +93,39 @@ impl Session {
                 Box::new(command),
                 self.then_reply(Api::CreateSubscription, header, &reply),
             ))
+        })
+    }
+
+    /// One subscription in all topics of a pattern.
+    fn create_pattern(
+        &self,
+        now: Now,
+        header: FrameHeader,
+        request: CreateSubscription,
+    ) -> Result<(), ErrorBody> {
+        let CreateSubscription { topic: pattern, name, start, queue, if_not_exists } = request;
+        if queue.is_some() {
+            let text = "a subscription by pattern is of stream mode; leave the policy out";
+            return Err(ErrorBody::new(ErrorCode::Unsupported, text));
+        }
+        if matches!(start, Start::Offset(_) | Start::PerPartition(_)) {
+            let text =
+                "offsets mean nothing to several topics: start earliest, latest or at a time";
+            return Err(ErrorBody::new(ErrorCode::BadRequest, text));
+        }
+        self.ask(now, |desk| {
+            let reply = |id, created| {
+                let reply = CreateSubscriptionReply { id, created };
+                self.then_reply(Api::CreateSubscription, header, &reply)
+            };
+            if let Some(known) = desk.tail.pattern_named(&pattern, &name)
+                && if_not_exists
+            {
+                return Ok(Ask::Wait(reply(known.id, false)));
+            }
+            let id = SubscriptionId(desk.uuid());
+            let command = Command::CreatePattern { id, pattern, name, start };
+            Ok(Ask::Submit(Box::new(command), reply(id, true)))
         })
     }
 
