@@ -118,8 +118,8 @@ fn rebuilt(entry: &Entry, due: &Due) -> Result<Batch, String> {
     Ok(builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(0)))
 }
 
-/// Looks once, after the start, which partitions hold delayed messages or letters for a dead letter topic, and
-/// has those lead: nobody else would before a client comes. Others stay as they are, unread.
+/// Looks once, after the start, which partitions hold delayed messages or letters for a dead letter topic, or
+/// have bounds to keep, and has those lead: nobody else would before a client comes. Others stay as they are, unread.
 #[derive(Default)]
 pub(crate) struct Finder {
     /// What is left to look at. Bound: the topics.
@@ -161,12 +161,19 @@ fn look(topic: &TopicHandle, id: PartitionId, now: Now) -> u64 {
         None => topic.found(id),
     };
     let Some((log, snapshot)) = unread else { return 0 };
-    let (holds, entries) = may_hold(&log, snapshot);
+    // What is too old, or too many, leaves though nobody asks.
+    let bounds = topic.config().bounds;
+    let (holds, entries) = if bounds.message_ttl_ms.is_some() || bounds.max_messages.is_some() {
+        (true, 0)
+    } else {
+        may_hold(&log, snapshot)
+    };
     if holds {
         let lead =
             topic.partition(id).and_then(|partition| partition.lead(now, |_leader, _turn| ()));
         if let Err(error) = lead {
-            tracing::error!(topic = topic.name, partition = %id, %error, "delayed messages or dead letters wait");
+            let what = "delayed messages, dead letters or expired messages wait";
+            tracing::error!(topic = topic.name, partition = %id, %error, what);
         }
     }
     entries

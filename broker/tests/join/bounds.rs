@@ -103,6 +103,20 @@ fn expired_messages_go_to_the_dead_letter_topic_once_where_the_topic_says_so() {
 }
 
 #[test]
+fn messages_expire_after_a_start_though_nobody_uses_their_queue() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = create(&broker, ttl(Expired::DeadLetter));
+    publish_range(&mut peer, "jobs", 0..5, 2);
+    drop(peer);
+    disk.crash(CrashKind::Power);
+    drop(broker);
+    let broker = open_sim(&disk.reopen());
+    pass(&broker, TTL_MS - 100, TTL_MS + 2_000);
+    assert_eq!(dead_letters(&broker).len(), 5, "only their dead letter topic is looked at");
+}
+
+#[test]
 fn a_shorter_time_to_live_counts_for_what_is_there_and_none_lets_it_live() {
     let disk = SimDisk::new(1);
     let broker = open_sim(&disk);
