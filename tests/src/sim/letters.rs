@@ -122,7 +122,7 @@ impl LetterReader {
         let reason = header(record, "dl.reason");
         let hops = header(record, "dl.hops");
         let right = topic == Some(topic_name(self.topic).as_str())
-            && matches!(reason, Some("max_failures" | "rejected"))
+            && matches!(reason, Some("max_failures" | "rejected" | "expired" | "overflow"))
             && hops == Some("1")
             && header(record, "dl.failures").is_some_and(|text| text.parse::<u32>().is_ok());
         if !right {

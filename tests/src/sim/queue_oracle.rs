@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use postrider_core::Now;
-use postrider_protocol::message::{AckRun, LeaseRun, QueuePolicy, ReturnAction, SettleProblem};
+use postrider_protocol::message::{
+    AckRun, LeaseRun, QueuePolicy, ReturnAction, SettleProblem, TopicBounds,
+};
 use postrider_protocol::types::{MemberId, SubscriptionHandle};
 
 /// A partition of a queue-mode subscription: the queue's number, and the partition.
@@ -131,6 +133,8 @@ pub(crate) struct Queue {
     pub(crate) topic: usize,
     pub(crate) subscription: Option<String>,
     pub(crate) policy: QueuePolicy,
+    /// How old and how many its messages may be.
+    pub(crate) bounds: TopicBounds,
 }
 
 /// How far the wall clock was ahead of the other one: since when, by how many milliseconds.

@@ -22,7 +22,7 @@ use super::group_tap::GroupTap;
 use super::network::Connection;
 use super::oracle::{Oracle, Place};
 use super::queue_oracle::{Queue, QueueFigures};
-use super::queues::{making, progress, roll_policy, roll_work};
+use super::queues::{making, progress, roll_bounds, roll_policy, roll_work};
 use super::reader::{Durable, Plan};
 use super::server::Server;
 use super::tamper::Planted;
@@ -218,7 +218,8 @@ impl World {
                 let mut tap = Tap::default();
                 for (topic, subscription) in [(0, Some("work".to_string())), (1, None)] {
                     let policy = roll_policy(&mut dice);
-                    tap.oracle.queues.push(Queue { topic, subscription, policy });
+                    let bounds = roll_bounds(&subscription, &policy, &mut dice);
+                    tap.oracle.queues.push(Queue { topic, subscription, policy, bounds });
                 }
                 server.tap = Some(tap);
                 vec![

@@ -72,7 +72,15 @@ impl Dispatcher {
                     }
                     Speaks::Stale => false,
                 };
-                if counts && held.acking {
+                if counts && held.acking && self.is_evicting(*offset) {
+                    // It is too old, or too many: an answer that it was acknowledged would be no truth.
+                    push_exception(
+                        &mut judged.exceptions,
+                        *offset,
+                        *offset + 1,
+                        SettleProblem::Gone,
+                    );
+                } else if counts && held.acking {
                     judged.repeats = true;
                 } else if counts {
                     push_range(&mut judged.accepted, *offset);
