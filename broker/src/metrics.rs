@@ -154,6 +154,10 @@ metrics! {
         |s, out| out.count(s.broker(|b| b.queue_leases_lost));
     "postrider_queue_dead_lettered_total" Counter "messages", "Messages moved to dead letter topics.",
         |s, out| out.count(s.broker(|b| b.queue_dead_lettered));
+    "postrider_queue_expired_total" Counter "messages", "Messages that left queues because they were older than the TTL of their topic, and went to no dead letter topic.",
+        |s, out| out.count(s.broker(|b| b.queue_expired));
+    "postrider_queue_evicted_total" Counter "messages", "Messages that left queues unprocessed: an overflow, a purge, a seek, retention or damage.",
+        |s, out| out.count(s.broker(|b| b.queue_evicted));
     "postrider_delayed_pending" Gauge "messages", "Delayed messages that wait for their time.",
         |s, out| out.count(s.broker(|b| b.delays_pending));
     "postrider_delayed_scheduled_total" Counter "messages", "Messages published with a delay.",

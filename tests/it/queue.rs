@@ -436,6 +436,9 @@ fn what_is_too_old_goes_to_the_dead_letter_topic_and_says_why() -> Result<()> {
     shell.prints_for("pub jobs", lines(5).as_bytes())?;
     wait_until("three made room", || shows("evicted", 3))?;
     ensure!(shell.shown("jobs")?["ready"] == 2);
+    let broker = shell.broker.as_ref().context("a broker runs")?;
+    let evicted = broker.metric("postrider_queue_evicted_total")?;
+    ensure!((evicted - 3.0).abs() < 0.5, "{evicted} are counted");
     Ok(())
 }
 

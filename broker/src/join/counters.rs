@@ -104,6 +104,8 @@ pub(crate) struct Counters {
     pub(crate) queue_returned: Counter,
     pub(crate) queue_leases_lost: Counter,
     pub(crate) queue_dead_lettered: Counter,
+    pub(crate) queue_expired: Counter,
+    pub(crate) queue_evicted: Counter,
     pub(crate) delays_scheduled: Counter,
     pub(crate) delays_released: Counter,
     pub(crate) delays_cancelled: Counter,
@@ -167,6 +169,10 @@ pub struct BrokerMetrics {
     pub queue_leases_lost: u64,
     /// Messages moved to dead letter topics.
     pub queue_dead_lettered: u64,
+    /// Messages that left queues because they were too old.
+    pub queue_expired: u64,
+    /// Messages that left queues unprocessed in another way.
+    pub queue_evicted: u64,
     /// Delayed messages that wait now.
     pub delays_pending: u64,
     /// Messages published with a delay.
@@ -248,6 +254,8 @@ impl Counters {
             queue_returned: self.queue_returned.total(),
             queue_leases_lost: self.queue_leases_lost.total(),
             queue_dead_lettered: self.queue_dead_lettered.total(),
+            queue_expired: self.queue_expired.total(),
+            queue_evicted: self.queue_evicted.total(),
             delays_pending: gauges.delays_pending,
             delays_scheduled: self.delays_scheduled.total(),
             delays_released: self.delays_released.total(),

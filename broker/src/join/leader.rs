@@ -85,6 +85,8 @@ pub(crate) struct Leader {
     effects: Vec<Effect<Route>>,
     /// What is counted of delayed messages so far.
     delay_totals: DelayTotals,
+    /// What is counted so far of messages that left queues: expired, evicted.
+    left_totals: (u64, u64),
     /// Where the newest snapshot, written or asked for, ends.
     snapshot_end: EntryIndex,
     /// Its size, and the bytes appended since.
@@ -108,6 +110,7 @@ impl Leader {
         };
         Self {
             delay_totals: state.delays().totals(),
+            left_totals: queue::left_totals(&state),
             core: Partition::new(identity, state, PartitionLimits::default()),
             owners: BTreeMap::new(),
             members: Members::default(),
@@ -358,6 +361,7 @@ impl Leader {
             }
         }
         self.count_delays(partition);
+        self.count_left(partition);
         self.watch_queues(partition);
         self.check_snapshot(partition);
     }

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use postrider_core::metadata::Subscription;
-use postrider_core::partition::{Aged, ConnectionId, Decision, Effect, ExpiryAsk, PublishRequest};
+use postrider_core::partition::{
+    Aged, ConnectionId, Decision, Effect, ExpiryAsk, PartitionState, PublishRequest,
+};
 use postrider_core::queue::{
     AckRequest, Ahead, DeadLetter, DeadTarget, LeaseCredit, LeaseStep, MemberKey, QueueMember,
     QueueStats, Redrivable, ReturnRequest, Why,
@@ -73,6 +75,12 @@ pub(crate) struct NewMember<'a> {
     pub(crate) attachment: Attachment,
     /// What it holds from before.
     pub(crate) held: Option<&'a HeldLeases>,
+}
+
+/// Messages that left all queues of a partition: expired, evicted.
+pub(super) fn left_totals(state: &PartitionState) -> (u64, u64) {
+    let totals = state.queues().map(|(_id, queue)| queue.totals());
+    totals.fold((0, 0), |(expired, evicted), one| (expired + one.expired, evicted + one.evicted))
 }
 
 impl Leader {
@@ -319,6 +327,18 @@ impl Leader {
     /// Whether messages of a queue wait for their dead letter topic to be known.
     pub(crate) fn wants_dead_letter_topic(&self, subscription: SubscriptionId) -> bool {
         self.core.wants_dead_letter_target(subscription)
+    }
+
+    /// Counts messages that left queues with the newest entries.
+    pub(super) fn count_left(&mut self, partition: &PartitionHandle) {
+        let totals = left_totals(self.state());
+        let before = std::mem::replace(&mut self.left_totals, totals);
+        if totals != before {
+            // They fall with a subscription that is deleted.
+            let counters = &partition.hub.counters;
+            counters.queue_expired.add(totals.0.saturating_sub(before.0));
+            counters.queue_evicted.add(totals.1.saturating_sub(before.1));
+        }
     }
 
     /// What is to be looked up of the age of messages.
