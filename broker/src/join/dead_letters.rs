@@ -21,7 +21,7 @@ use postrider_core::queue::{DeadLetter, DeadTarget};
 use postrider_protocol::error::ErrorBody;
 use postrider_protocol::message::{ConfirmRun, Outcome, TopicBounds, TopicConfig};
 use postrider_protocol::types::{
-    Durability, Offset, PartitionId, Sequence, SubscriptionId, TopicId, TopicKind,
+    Offset, PartitionId, Sequence, SubscriptionId, TopicId, TopicKind,
 };
 
 use crate::join::catalog::{Ask, Catalog, Then};
@@ -191,12 +191,8 @@ impl DeadLetters {
         now: Now,
     ) -> Result<(), ErrorBody> {
         let Some((name, policy)) = partition.queue_policy(queue.2) else { return Ok(()) };
-        // Letters that go back have their own targets: they create no topic.
-        let wanted = partition
-            .lead_if_folded(now, |leader, _turn| leader.wants_dead_letter_topic(queue.2))
-            .unwrap_or(false);
-        let target = match policy.dead_letter.filter(|_| wanted) {
-            Some(topic) => self.target(catalog, queue, (&topic, partition.durability()), now)?,
+        let target = match policy.dead_letter {
+            Some(topic) => self.target(catalog, queue, (&topic, partition), now)?,
             None => None,
         };
         let letters = partition.lead_if_folded(now, |leader, turn| {
@@ -229,19 +225,25 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// The place for dead letters of a queue. The topic is created if there is none; then it is not there
-    /// yet.
+    /// The place for dead letters of a queue. The topic is created if there is none and messages wait for it;
+    /// then it is not there yet. Letters that go back have their own targets, and create none.
     fn target(
         &self,
         catalog: &Catalog,
         queue: QueueKey,
-        (name, durability): (&str, Durability),
+        (name, partition): (&str, &PartitionHandle),
         now: Now,
     ) -> Result<Option<(TopicId, PartitionId)>, ErrorBody> {
         if let Ok(topic) = catalog.topic(name) {
             let partitions = topic.config().partitions.max(1);
             return Ok(Some((topic.id, PartitionId(queue.1.0 % partitions))));
         }
+        let wanted =
+            partition.lead_if_folded(now, |leader, _turn| leader.wants_dead_letter_topic(queue.2));
+        if wanted != Some(true) {
+            return Ok(None);
+        }
+        let durability = partition.durability();
         catalog.ask(now, |desk| {
             if desk.tail.topic_named(name).is_some() {
                 return Ok(Ask::Wait(Then::Nothing));

@@ -136,8 +136,9 @@ fn tick_queues(hub: &Hub, now: Now) {
         });
         let (releases, expiry) = due.unwrap_or_default();
         delays::release(&partition, releases, now);
-        if let Some(aged) = expiry.and_then(|ask| expiry::look_up(&partition, ask)) {
-            partition.lead_if_folded(now, |leader, turn| leader.expire(&partition, aged, turn));
+        let found = expiry.and_then(|ask| Some((ask, expiry::look_up(&partition, ask)?)));
+        if let Some(found) = found {
+            partition.lead_if_folded(now, |leader, turn| leader.expire(&partition, found, turn));
         }
     }
 }

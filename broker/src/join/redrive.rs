@@ -32,6 +32,9 @@ use crate::join::partition::PartitionHandle;
 /// Requests that wait; more are refused.
 const ASKS_MAX: usize = 64;
 
+/// Requests that one tick does: each reads for a while, and others wait for the tick.
+const ASKS_PER_TICK: usize = 4;
+
 /// Letters that one request looks at, about; more follow with the next.
 const LETTERS_PER_ASK: u64 = 4_096;
 
@@ -92,9 +95,13 @@ impl Redrives {
         Ok(())
     }
 
-    /// Does what was asked for.
+    /// Does a bounded part of what was asked for.
     pub(crate) fn tick(&self, catalog: &Catalog, now: Now) {
-        let asks = std::mem::take(&mut *lock(&self.asks));
+        let asks: Vec<Ask> = {
+            let mut asks = lock(&self.asks);
+            let count = asks.len().min(ASKS_PER_TICK);
+            asks.drain(..count).collect()
+        };
         for ask in asks {
             let Err(error) = redrive(catalog, &ask, now) else { continue };
             if error.code == ErrorCode::Overloaded && ask.tries < TRIES_MAX {

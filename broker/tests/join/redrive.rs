@@ -13,7 +13,7 @@ use crate::consuming::{dead_letters, describe, later, offsets, pass};
 use crate::open_sim;
 use crate::peer::Peer;
 use crate::queues::refusal;
-use crate::worker::{Worker, consume, fill};
+use crate::worker::{Worker, consume, fill, publish_range};
 
 fn prepare(peer: &mut Peer) {
     let create = CreateSubscription {
@@ -200,4 +200,23 @@ fn a_lease_is_ended_by_hand_without_a_failure() {
     let none = ReleaseMessage { offset: Offset(7), ..release };
     let released: ReleaseMessageReply = peer.ask(&none).unwrap();
     assert_eq!((released.released, released.state.as_str()), (false, "future"));
+}
+
+#[test]
+fn dead_letters_go_to_the_topic_of_that_name_also_after_it_was_made_anew() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = fill(&broker, "jobs", 1, 1);
+    reject_all(&broker, "first");
+    assert_eq!(dead_letters(&broker).len(), 1);
+    let delete = DeleteTopic { name: "jobs.dead".to_string() };
+    let _deleted: DeleteTopicReply = peer.ask(&delete).unwrap();
+    // The first one after it was on its way to what is gone.
+    for number in 1..4 {
+        publish_range(&mut peer, "jobs", number..number + 1, 1);
+        reject_all(&broker, "again");
+    }
+    let letters = dead_letters(&broker);
+    let values: Vec<&str> = letters.iter().map(|(value, _)| value.as_str()).collect();
+    assert_eq!(values, ["2", "3"]);
 }

@@ -52,15 +52,20 @@ impl<R: Clone> Partition<R> {
         waits.then(|| ExpiryAsk { from, until: TimestampMs(now.wall.0.saturating_sub(ttl_ms)) })
     }
 
-    /// Takes what was found.
+    /// Takes what was found. An answer to a question of a shorter time to live says nothing: it was raised while the
+    /// log was read, and is asked for again.
     pub fn expire(
         &mut self,
         now: Now,
+        ask: ExpiryAsk,
         aged: Aged,
         effects: &mut Vec<Effect<R>>,
     ) -> Option<PendingAppend<R>> {
         self.clock = now;
         let ttl_ms = self.bounds.message_ttl_ms?;
+        if ask.until.0 > now.wall.0.saturating_sub(ttl_ms) {
+            return None;
+        }
         let next_ms = match aged.next {
             Some(next) => next.0.saturating_add(ttl_ms),
             // What is appended and not committed may be of any age.

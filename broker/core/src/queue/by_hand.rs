@@ -50,8 +50,7 @@ impl Dispatcher {
         let on_their_way = committed.queue.dead_letters().count();
         found.on_their_way = u64::try_from(on_their_way).unwrap_or(u64::MAX);
         for (offset, target) in letters {
-            let waits =
-                |held: &Held| held.state == HeldState::Waiting && held.attempt == 0 && !held.acking;
+            let waits = |held: &Held| held.state == HeldState::Waiting && !held.acking;
             let leaves = committed.queue.settled().contains(*offset) || self.is_evicting(offset.0);
             if leaves || !self.held.get(&offset.0).is_none_or(waits) {
                 found.sent_before += 1;

@@ -3,7 +3,7 @@
 use postrider_protocol::types::Offset;
 
 use super::dispatch::{Committed, Dispatcher};
-use super::held::HeldState;
+use super::held::{Held, HeldState};
 use super::settled::OffsetRange;
 
 impl Dispatcher {
@@ -15,6 +15,7 @@ impl Dispatcher {
         self.check_places(committed);
         self.check_indexes(committed);
         self.check_leases();
+        self.check_killed();
     }
 
     /// No message is forgotten: each unsettled one that was read is in exactly one place.
@@ -49,6 +50,13 @@ impl Dispatcher {
             "each message that was read has one place: {places:?} up to {} {self:?} {committed:?}",
             self.ahead_end
         );
+    }
+
+    /// What was killed is counted until its entry is committed or refused; else nothing would go out any more.
+    fn check_killed(&self) {
+        let killed = |held: &&Held| held.state == HeldState::Dying && held.killed;
+        assert!(self.held.values().filter(killed).count() == self.killing, "{self:?}");
+        assert!(!self.dropping || self.is_shedding(), "{self:?}");
     }
 
     /// Unsettled messages of a hole that are not held.

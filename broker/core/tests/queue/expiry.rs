@@ -187,6 +187,23 @@ fn without_a_time_to_live_old_messages_go_out_again() {
 }
 
 #[test]
+fn what_was_looked_up_for_a_shorter_time_to_live_expires_nothing() {
+    let mut stage = aging(policy(), Expired::Drop);
+    stage.publish(3);
+    stage.now.wall.0 += TTL_MS;
+    let ask = stage.partition.expiry_due(stage.now).unwrap();
+    let aged = stage.look_up(ask);
+    assert_eq!(aged.before, Offset(4));
+    // It is raised while the log is read.
+    stage.set_bounds(TopicBounds { message_ttl_ms: Some(2 * TTL_MS), ..ttl(Expired::Drop) });
+    assert!(stage.partition.expire(stage.now, ask, aged, &mut stage.effects).is_none());
+    assert_eq!(stage.out(1, 9), [], "it is asked for again first");
+    stage.wait(0);
+    assert_eq!(stage.out(1, 9), [1, 2, 3]);
+    assert_eq!(numbers(&stage), (0, 0, 0));
+}
+
+#[test]
 fn the_oldest_messages_that_nobody_has_make_room_for_new_ones() {
     let mut stage = Stage::new(policy());
     stage.set_bounds(most(3, Overflow::DropOldest));

@@ -263,14 +263,14 @@ impl Stage {
         self.commit();
         if let Some(ask) = self.partition.expiry_due(self.now) {
             let aged = self.look_up(ask);
-            if let Some(pending) = self.partition.expire(self.now, aged, &mut self.effects) {
+            if let Some(pending) = self.partition.expire(self.now, ask, aged, &mut self.effects) {
                 self.append(pending);
             }
             self.commit();
         }
     }
 
-    fn look_up(&self, ask: ExpiryAsk) -> Aged {
+    pub(crate) fn look_up(&self, ask: ExpiryAsk) -> Aged {
         let messages = self.entries.iter().map(|entry| &entry.header);
         let mut young = messages.filter(|header| header.append_time > ask.until);
         let before =

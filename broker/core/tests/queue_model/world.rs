@@ -544,7 +544,7 @@ impl World {
         let aged = Aged { before, next: next.map(|header| header.append_time) };
         self.aged_before = self.aged_before.max(Some(before.0));
         let seeking = self.seeking() || !self.naive.exists;
-        let pending = self.partition.expire(self.now, aged, &mut self.effects);
+        let pending = self.partition.expire(self.now, ask, aged, &mut self.effects);
         if !seeking {
             self.lose_sessions();
         }

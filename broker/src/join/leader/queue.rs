@@ -347,14 +347,19 @@ impl Leader {
     }
 
     /// Takes what was found.
-    pub(crate) fn expire(&mut self, partition: &PartitionHandle, aged: Aged, turn: &Turn<'_>) {
-        if let Some(pending) = self.core.expire(turn.now, aged, &mut self.effects) {
+    pub(crate) fn expire(
+        &mut self,
+        partition: &PartitionHandle,
+        (ask, aged): (ExpiryAsk, Aged),
+        turn: &Turn<'_>,
+    ) {
+        if let Some(pending) = self.core.expire(turn.now, ask, aged, &mut self.effects) {
             self.append(partition, pending);
         }
         self.watch_queues(partition);
     }
 
-    /// Tells where dead letters go, if that is known; tells which there are, in their order, at most `max`.
+    /// Tells where dead letters go; none if there is no such topic now. Tells which there are, in their order, at most `max`.
     pub(crate) fn dead_letters(
         &mut self,
         partition: &PartitionHandle,
@@ -363,10 +368,8 @@ impl Leader {
         max: usize,
         _turn: &Turn<'_>,
     ) -> Vec<DeadLetter> {
-        if target.is_some() {
-            self.core.set_dead_letter_target(subscription, target);
-            self.watch_queues(partition);
-        }
+        self.core.set_dead_letter_target(subscription, target);
+        self.watch_queues(partition);
         self.core.dead_intents(subscription).take(max).cloned().collect()
     }
 
