@@ -332,29 +332,13 @@ impl<C> Consumer<C> {
         F: FnMut(Message<C::Value>) -> Fut,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        let mut stop = pin!(stop);
         let mut tasks = JoinSet::new();
-        let ended = loop {
-            // A panic has been told by the hook, and counted by the drop of the delivery.
-            while tasks.len() >= concurrency.max(1) {
-                tasks.join_next().await;
-            }
-            while tasks.try_join_next().is_some() {}
-            let next = poll_fn(|cx| match stop.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => self.poll_delivery(cx),
-            });
-            match next.await {
-                Some(Ok(delivery)) => {
-                    let (message, handle) = delivery.split();
-                    let working = work(message);
-                    tasks.spawn(async move { settle(working, handle).await });
-                }
-                Some(Err(why)) if why.is_fatal() => break Err(why),
-                Some(Err(why)) => tracing::warn!(%why, "a message cannot be read"),
-                None => break Ok(()),
-            }
+        let begin = |delivery: Delivery<C::Value>| {
+            let (message, handle) = delivery.split();
+            settle(work(message), handle)
         };
+        let poll = |cx: &mut Context<'_>| self.poll_delivery(cx);
+        let ended = begin_all(&mut tasks, concurrency, stop, poll, begin).await;
         self.stop();
         while tasks.join_next().await.is_some() {}
         ended
@@ -373,6 +357,40 @@ impl<C> Consumer<C> {
     fn give_rest_back(&mut self) {
         if let Some((lot, unpacking)) = self.unpacking.take() {
             unpacking.give_back(&lot);
+        }
+    }
+}
+
+/// Begins with what comes, up to `concurrency` at once, each in a task of its own, until `stop` resolves or nothing
+/// more comes. Unreadable messages are logged.
+pub(crate) async fn begin_all<T, Fut>(
+    tasks: &mut JoinSet<()>,
+    concurrency: usize,
+    stop: impl Future<Output = ()>,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<Option<Result<T, ConsumeError>>>,
+    mut begin: impl FnMut(T) -> Fut,
+) -> Result<(), ConsumeError>
+where
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let mut stop = pin!(stop);
+    loop {
+        // A panic has been told by the hook, and counted by the drop of the delivery.
+        while tasks.len() >= concurrency.max(1) {
+            tasks.join_next().await;
+        }
+        while tasks.try_join_next().is_some() {}
+        let next = poll_fn(|cx| match stop.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(None),
+            Poll::Pending => poll(cx),
+        });
+        match next.await {
+            Some(Ok(delivery)) => {
+                tasks.spawn(begin(delivery));
+            }
+            Some(Err(why)) if why.is_fatal() => return Err(why),
+            Some(Err(why)) => tracing::warn!(%why, "a message cannot be read"),
+            None => return Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
-    pin::{Pin, pin},
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::Duration,
@@ -18,7 +18,7 @@ use tokio::task::JoinSet;
 
 use crate::{
     client::Handle,
-    consumer::{Consumer, ConsumerBuilder, Drained, Failure, settle},
+    consumer::{Consumer, ConsumerBuilder, Drained, Failure, begin_all, settle},
     core::turns::Turns,
     delivery::{Delivery, OnDrop},
     error::{ConsumeError, OpenError},
@@ -246,28 +246,13 @@ impl<C: Decode> PriorityConsumer<C> {
         F: FnMut(usize, Message<C::Value>) -> Fut,
         Fut: Future<Output = Result<(), Failure>> + Send + 'static,
     {
-        let mut stop = pin!(stop);
         let mut tasks = JoinSet::new();
-        let ended = loop {
-            while tasks.len() >= concurrency.max(1) {
-                tasks.join_next().await;
-            }
-            while tasks.try_join_next().is_some() {}
-            let next = poll_fn(|cx| match stop.as_mut().poll(cx) {
-                Poll::Ready(()) => Poll::Ready(None),
-                Poll::Pending => self.poll_delivery(cx),
-            });
-            match next.await {
-                Some(Ok(Prioritized { queue, delivery })) => {
-                    let (message, handle) = delivery.split();
-                    let working = work(queue, message);
-                    tasks.spawn(async move { settle(working, handle).await });
-                }
-                Some(Err(why)) if why.is_fatal() => break Err(why),
-                Some(Err(why)) => tracing::warn!(%why, "a message cannot be read"),
-                None => break Ok(()),
-            }
+        let begin = |Prioritized { queue, delivery }: Prioritized<C::Value>| {
+            let (message, handle) = delivery.split();
+            settle(work(queue, message), handle)
         };
+        let poll = |cx: &mut Context<'_>| self.poll_delivery(cx);
+        let ended = begin_all(&mut tasks, concurrency, stop, poll, begin).await;
         self.release_heads();
         for source in &mut self.sources {
             source.consumer.stop();

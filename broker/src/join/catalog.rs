@@ -350,43 +350,14 @@ impl Catalog {
                 }
             }
             Applied::SubscriptionCreated { topic, id } | Applied::QueueAltered { topic, id } => {
-                if let (Some(handle), Some(topic)) =
-                    (state.topics.get(&topic), state.committed.topic(topic))
-                    && let Some(subscription) = topic.subscriptions.get(&id)
-                {
-                    handle.change_subscriptions(|known| {
-                        known.insert(id, subscription.clone());
-                    });
-                }
+                tell_subscription(state, topic, id);
             }
+            Applied::SubscriptionDeleted { topic, id } => forget_subscription(state, topic, id),
             Applied::PatternCreated(given) => {
-                for (topic, id) in given {
-                    let found = state.committed.topic(topic);
-                    let subscription = found.and_then(|topic| topic.subscriptions.get(&id));
-                    if let (Some(handle), Some(subscription)) =
-                        (state.topics.get(&topic), subscription)
-                    {
-                        handle.change_subscriptions(|known| {
-                            known.insert(id, subscription.clone());
-                        });
-                    }
-                }
+                given.into_iter().for_each(|(topic, id)| tell_subscription(state, topic, id));
             }
             Applied::PatternDeleted(taken) => {
-                for (topic, id) in taken {
-                    if let Some(handle) = state.topics.get(&topic) {
-                        handle.change_subscriptions(|known| {
-                            known.remove(&id);
-                        });
-                    }
-                }
-            }
-            Applied::SubscriptionDeleted { topic, id } => {
-                if let Some(handle) = state.topics.get(&topic) {
-                    handle.change_subscriptions(|known| {
-                        known.remove(&id);
-                    });
-                }
+                taken.into_iter().for_each(|(topic, id)| forget_subscription(state, topic, id));
             }
             Applied::ProducerIdsGranted { node, first, count } => {
                 self.hub.set_producer_ids_end(state.committed.producer_ids_end());
@@ -460,6 +431,25 @@ impl ProducerIds {
             reply_producer(id, &outbox, correlation);
             wakes.mark(&outbox);
         }
+    }
+}
+
+/// A topic has a subscription, or another policy of it.
+fn tell_subscription(state: &State, topic: TopicId, id: SubscriptionId) {
+    if let (Some(handle), Some(topic)) = (state.topics.get(&topic), state.committed.topic(topic))
+        && let Some(subscription) = topic.subscriptions.get(&id)
+    {
+        handle.change_subscriptions(|known| {
+            known.insert(id, subscription.clone());
+        });
+    }
+}
+
+fn forget_subscription(state: &State, topic: TopicId, id: SubscriptionId) {
+    if let Some(handle) = state.topics.get(&topic) {
+        handle.change_subscriptions(|known| {
+            known.remove(&id);
+        });
     }
 }
 

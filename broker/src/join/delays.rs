@@ -163,7 +163,7 @@ fn look(topic: &TopicHandle, id: PartitionId, now: Now) -> u64 {
     let Some((log, snapshot)) = unread else { return 0 };
     // What is too old, or too many, leaves though nobody asks.
     let bounds = topic.config().bounds;
-    let (holds, entries) = if bounds.message_ttl_ms.is_some() || bounds.max_messages.is_some() {
+    let (holds, entries) = if bounds.message_ttl_ms.is_some() || bounds.sheds() {
         (true, 0)
     } else {
         may_hold(&log, snapshot)

@@ -115,6 +115,12 @@ impl TopicBounds {
         *self == Self::default()
     }
 
+    /// Whether messages leave a queue because there are too many, instead of new ones being refused.
+    #[must_use]
+    pub fn sheds(&self) -> bool {
+        self.max_messages.is_some() && self.overflow != Overflow::Reject
+    }
+
     /// With a change.
     #[must_use]
     pub fn changed(&self, change: &BoundsChange) -> Self {

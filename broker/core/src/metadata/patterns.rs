@@ -5,8 +5,6 @@
 //! is: in the same command, so that no message comes between. A topic that has a subscription of that name
 //! already keeps its own. Queues are passed over: their messages are not streams.
 
-use std::collections::BTreeMap;
-
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::Start;
 use postrider_protocol::pattern::{is_valid, matches};
@@ -30,20 +28,23 @@ pub struct Pattern {
 impl Pattern {
     /// Whether a topic has the subscription because of this pattern, unless it has one of that name.
     fn means(&self, topic: &Topic) -> bool {
-        topic.config.kind == TopicKind::Log && matches(&self.pattern, &topic.name)
+        is_meant(&self.pattern, topic)
     }
 
     /// The identity of its subscription in a topic. Both are random, so what they differ by is too.
-    #[must_use]
-    pub fn id_in(&self, topic: TopicId) -> SubscriptionId {
+    fn id_in(&self, topic: TopicId) -> SubscriptionId {
         let mut id = self.id.0;
         id.iter_mut().zip(topic.0).for_each(|(byte, other)| *byte ^= other);
         SubscriptionId(id)
     }
 }
 
+fn is_meant(pattern: &str, topic: &Topic) -> bool {
+    topic.config.kind == TopicKind::Log && matches(pattern, &topic.name)
+}
+
 /// Refuses what is no pattern.
-pub(super) fn validate_pattern(pattern: &str) -> Result<(), ErrorBody> {
+fn validate_pattern(pattern: &str) -> Result<(), ErrorBody> {
     if is_valid(pattern) {
         return Ok(());
     }
@@ -56,12 +57,6 @@ pub(super) fn validate_pattern(pattern: &str) -> Result<(), ErrorBody> {
 }
 
 impl Image {
-    /// The subscriptions by pattern, by id.
-    #[must_use]
-    pub fn patterns(&self) -> &BTreeMap<SubscriptionId, Pattern> {
-        &self.patterns
-    }
-
     /// The pattern of this text and this name.
     #[must_use]
     pub fn pattern_named(&self, pattern: &str, name: &str) -> Option<&Pattern> {
@@ -76,8 +71,7 @@ impl Image {
             return Err(ErrorBody::new(ErrorCode::SubscriptionLimit, text));
         }
         let full = |topic: &&Topic| {
-            matches(pattern, &topic.name)
-                && topic.subscriptions.len() >= SUBSCRIPTIONS_PER_TOPIC_MAX
+            is_meant(pattern, topic) && topic.subscriptions.len() >= SUBSCRIPTIONS_PER_TOPIC_MAX
         };
         match self.topics.values().find(full) {
             Some(topic) => {

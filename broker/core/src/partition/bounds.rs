@@ -9,7 +9,7 @@
 //! on its way count twice until it is committed.
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{Overflow, TopicBounds};
+use postrider_protocol::message::TopicBounds;
 
 use super::expiry::Expiry;
 use super::leader::Partition;
@@ -39,7 +39,9 @@ impl<R: Clone> Partition<R> {
     /// When a queue is to get rid of messages, in monotonic ms. All that are too many may be out: it is looked
     /// again after a pause.
     pub(super) fn bounds_wake(&self) -> Option<u64> {
-        self.bounds.max_messages?;
+        if !self.bounds.sheds() {
+            return None;
+        }
         let end = self.state.end().offset;
         let full = self.state.queues().any(|(_id, queue)| excess(&self.bounds, queue, end) > 0);
         full.then_some(self.full_until_ms)
@@ -50,8 +52,9 @@ impl<R: Clone> Partition<R> {
     /// # Errors
     /// `TopicFull`; the producer may publish again later.
     pub(super) fn check_room(&self, count: u32) -> Result<(), ErrorBody> {
-        let rejects = self.bounds.overflow == Overflow::Reject;
-        let Some(max) = self.bounds.max_messages.filter(|_| rejects) else { return Ok(()) };
+        let Some(max) = self.bounds.max_messages.filter(|_| !self.bounds.sheds()) else {
+            return Ok(());
+        };
         let held = self.held_messages();
         if held.saturating_add(u64::from(count)) <= max {
             return Ok(());

@@ -15,9 +15,7 @@ use super::timers::Due;
 /// How many unsettled messages below `end` are too many.
 pub(crate) fn excess(bounds: &TopicBounds, queue: &QueueState, end: Offset) -> u64 {
     match bounds.max_messages {
-        Some(max) if bounds.overflow != Overflow::Reject => {
-            queue.unsettled(end).saturating_sub(max)
-        }
+        Some(max) if bounds.sheds() => queue.unsettled(end).saturating_sub(max),
         Some(_) | None => 0,
     }
 }
