@@ -125,6 +125,7 @@
 )]
 
 pub mod cursors;
+pub mod dedup;
 pub mod delay;
 pub mod delivery;
 pub mod group;
