@@ -15,7 +15,7 @@
 //! append longer.
 //!
 //! A search looks at one line of 64 bytes in each generation: four of them, unless windows change or a generation
-//! runs out of numbers (after 67 million keys at the earliest). Memory is 19 to 27 bytes per key, and up to 24 more
+//! runs out of numbers (after 33 million keys at the earliest). Memory is 19 to 27 bytes per key, and up to 24 more
 //! where a key is the only one of its millisecond (`runs`). The longest that an insert keeps anyone waiting is the
 //! split of a page of 16 KiB.
 
@@ -168,6 +168,8 @@ impl DedupIndex {
     /// What is remembered of the key. The caller has advanced to its log time.
     #[must_use]
     pub fn find(&self, fingerprint: Fingerprint) -> Found {
+        let touched = self.generations().map(|generation| generation.touch(fingerprint));
+        black_box(touched.fold(0, |sum, line| sum ^ line));
         self.generations()
             .map(|generation| generation.find(fingerprint))
             .find(|found| *found != Found::Nothing)
@@ -176,11 +178,12 @@ impl DedupIndex {
 
     /// [`DedupIndex::find`] of each, in order, appended to `out`; several times faster for many.
     pub fn find_many(&self, fingerprints: &[Fingerprint], out: &mut Vec<Found>) {
+        let mut homes = Vec::new();
         for batch in fingerprints.chunks(BATCH) {
             let begin = out.len();
             out.resize(begin + batch.len(), Found::Nothing);
             for generation in self.generations().filter(|generation| !generation.is_empty()) {
-                find_batch(generation, batch, &mut out[begin..]);
+                generation.find_batch(batch.iter().copied(), &mut homes, &mut out[begin..]);
             }
         }
     }
@@ -190,7 +193,18 @@ impl DedupIndex {
     /// # Panics
     /// The index was not advanced to the append time of the entry.
     pub fn insert(&mut self, fingerprint: Fingerprint, place: Place, append_time: TimestampMs) {
-        self.insert_many(&[(fingerprint, place)], append_time);
+        self.make_room(append_time);
+        if self.find(fingerprint) == Found::Nothing {
+            self.youngest.insert(fingerprint, place, append_time);
+        }
+    }
+
+    /// Sees to it that the youngest generation can take a batch of keys of an entry.
+    fn make_room(&mut self, append_time: TimestampMs) {
+        assert!(append_time == self.log_time, "the index advances with every entry");
+        if !self.youngest.has_room(BATCH, append_time) {
+            self.seal();
+        }
     }
 
     /// [`DedupIndex::insert`] of each, in order; several times faster for many.
@@ -198,23 +212,18 @@ impl DedupIndex {
     /// # Panics
     /// The index was not advanced to the append time of the entry.
     pub fn insert_many(&mut self, items: &[(Fingerprint, Place)], append_time: TimestampMs) {
-        assert!(append_time == self.log_time, "the index advances with every entry");
         for batch in items.chunks(BATCH) {
-            // Before the batch, so that all that is known of it is in sealed generations, or in the youngest.
-            if !self.youngest.has_room(BATCH, append_time) {
-                self.seal();
-            }
+            // Before the search, since that is told of the generations that there are.
+            self.make_room(append_time);
             let mut known = [Found::Nothing; BATCH];
-            let mut fingerprints = [Fingerprint::from_bytes([0; Fingerprint::BYTES]); BATCH];
-            for (fingerprint, (from, _)) in fingerprints.iter_mut().zip(batch) {
-                *fingerprint = *from;
+            let mut homes = Vec::new();
+            let fingerprints = batch.iter().map(|(fingerprint, _)| *fingerprint);
+            for generation in self.generations().filter(|generation| !generation.is_empty()) {
+                generation.find_batch(fingerprints.clone(), &mut homes, &mut known);
             }
-            for generation in self.sealed.iter().filter(|generation| !generation.is_empty()) {
-                find_batch(generation, &fingerprints[..batch.len()], &mut known);
-            }
-            touch(&self.youngest, &fingerprints[..batch.len()]);
             for ((fingerprint, place), known) in batch.iter().zip(known) {
-                if known == Found::Nothing && self.youngest.find(*fingerprint) == Found::Nothing {
+                // A key may stand twice in the batch.
+                if known == Found::Nothing && !self.youngest.holds(*fingerprint) {
                     self.youngest.insert(*fingerprint, *place, append_time);
                 }
             }
@@ -256,21 +265,5 @@ impl DedupIndex {
     /// All generations, oldest first: the sealed ones, and the open one, which may have no keys.
     pub fn generations(&self) -> impl Iterator<Item = &Generation> {
         self.sealed.iter().map(Arc::as_ref).chain([&self.youngest])
-    }
-}
-
-/// Asks memory for what a search of each looks at.
-fn touch(generation: &Generation, fingerprints: &[Fingerprint]) {
-    let touched = fingerprints.iter().map(|fingerprint| generation.home(*fingerprint).touch());
-    black_box(touched.fold(0, |sum, line| sum ^ line));
-}
-
-/// Looks for all that were not found in an older generation.
-fn find_batch(generation: &Generation, fingerprints: &[Fingerprint], found: &mut [Found]) {
-    touch(generation, fingerprints);
-    for (fingerprint, found) in fingerprints.iter().zip(found) {
-        if *found == Found::Nothing {
-            *found = generation.find(*fingerprint);
-        }
     }
 }

@@ -2,6 +2,7 @@
 //! window. Driven by [`DedupIndex`](super::DedupIndex).
 
 use std::fmt;
+use std::hint::black_box;
 
 use postrider_protocol::types::TimestampMs;
 
@@ -11,7 +12,7 @@ use super::runs::Runs;
 use super::table::Table;
 use super::{Found, Known, Place};
 
-/// Keys that are resolved together: their lines are asked for first, so that memory answers for some ten at a time.
+/// Keys that are looked for together.
 pub(super) const BATCH: usize = 32;
 
 /// See the module.
@@ -115,17 +116,40 @@ impl Generation {
         self.sorted().map(|slot| (slot.fingerprint, self.runs.resolve(slot.number)))
     }
 
-    pub(super) fn home(&self, fingerprint: Fingerprint) -> Home<'_> {
-        self.table.home(fingerprint)
+    /// Whether it knows the key.
+    pub(super) fn holds(&self, fingerprint: Fingerprint) -> bool {
+        self.table.home(fingerprint).find(fingerprint).is_some()
+    }
+
+    /// Asks memory for what a search of the key looks at.
+    pub(super) fn touch(&self, fingerprint: Fingerprint) -> u64 {
+        self.table.home(fingerprint).touch()
     }
 
     pub(super) fn find(&self, fingerprint: Fingerprint) -> Found {
-        self.found(fingerprint, self.table.find(fingerprint))
+        self.found(fingerprint, self.table.home(fingerprint))
     }
 
-    /// What the slot of a key says of a publish of it.
-    pub(super) fn found(&self, fingerprint: Fingerprint, slot: Option<Slot>) -> Found {
-        let Some(slot) = slot else { return Found::Nothing };
+    /// Looks for all that were not found in an older generation. Their lines are asked for first, and looked at when
+    /// they have come: so memory answers for some ten at a time. `homes` is room for that.
+    pub(super) fn find_batch<'a>(
+        &'a self,
+        fingerprints: impl Iterator<Item = Fingerprint>,
+        homes: &mut Vec<(Fingerprint, Home<'a>)>,
+        found: &mut [Found],
+    ) {
+        homes.clear();
+        homes.extend(fingerprints.map(|fingerprint| (fingerprint, self.table.home(fingerprint))));
+        black_box(homes.iter().fold(0, |sum, (_, home)| sum ^ home.touch()));
+        for ((fingerprint, home), found) in homes.iter().zip(found) {
+            if *found == Found::Nothing {
+                *found = self.found(*fingerprint, *home);
+            }
+        }
+    }
+
+    fn found(&self, fingerprint: Fingerprint, home: Home<'_>) -> Found {
+        let Some(slot) = home.find(fingerprint) else { return Found::Nothing };
         let (place, append_time) = self.runs.resolve(slot.number).expect("its run was begun");
         let known = Known { place, append_time };
         match slot.fingerprint.same_payload(fingerprint) {

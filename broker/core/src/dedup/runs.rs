@@ -1,7 +1,7 @@
 //! Owns the numbers of a generation's keys, and what a number stands for: where the first copy is, and when it was
 //! appended. Never knows a key. Driven by `generation`.
 //!
-//! Keys get rising numbers of 32 bits. Those of an entry stand side by side, so a run says it for all of them:
+//! Keys get rising numbers of 31 bits. Those of an entry stand side by side, so a run says it for all of them:
 //!
 //! ```text
 //! run (first number, append time, place of that number);  number n of it: place + (n - first), the same time
@@ -15,7 +15,7 @@ use postrider_protocol::types::{Offset, TimestampMs};
 use super::Place;
 use super::page::NUMBER_NONE;
 
-/// Numbers that a gap may use up rather than begin a run. 2^32 numbers are enough for 67 million keys at worst.
+/// Numbers that a gap may use up rather than begin a run. 2^31 numbers are enough for 33 million keys at worst.
 const GAP_MAX: u64 = 64;
 /// Runs of a chunk: 24 KiB.
 const CHUNK_RUNS: usize = 1_024;
@@ -29,10 +29,17 @@ pub(super) struct Run {
     pub(super) after_ms: u32,
 }
 
+/// Neighbouring runs, with the first number beside the list: a search for the chunk reads the list of chunks alone.
+#[derive(Clone, Debug)]
+struct Chunk {
+    first: u32,
+    runs: Vec<Run>,
+}
+
 /// See the module.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Runs {
-    chunks: Vec<Vec<Run>>,
+    chunks: Vec<Chunk>,
     /// Append time of the first run.
     base: TimestampMs,
     /// The next number, at least.
@@ -82,7 +89,7 @@ impl Runs {
     }
 
     fn take(&mut self, number: u32) -> Option<u32> {
-        if number == NUMBER_NONE {
+        if number >= NUMBER_NONE {
             return None;
         }
         self.next = number + 1;
@@ -92,13 +99,13 @@ impl Runs {
     /// Appends a run; the caller sees to the order.
     pub(super) fn push(&mut self, run: Run) {
         match self.chunks.last_mut() {
-            Some(chunk) if chunk.len() < CHUNK_RUNS => chunk.push(run),
+            Some(chunk) if chunk.runs.len() < CHUNK_RUNS => chunk.runs.push(run),
             Some(_) => {
-                let mut chunk = Vec::with_capacity(CHUNK_RUNS);
-                chunk.push(run);
-                self.chunks.push(chunk);
+                let mut runs = Vec::with_capacity(CHUNK_RUNS);
+                runs.push(run);
+                self.chunks.push(Chunk { first: run.first, runs });
             }
-            None => self.chunks.push(vec![run]),
+            None => self.chunks.push(Chunk { first: run.first, runs: vec![run] }),
         }
     }
 
@@ -109,10 +116,8 @@ impl Runs {
 
     /// What a number stands for.
     pub(super) fn resolve(&self, number: u32) -> Option<(Place, TimestampMs)> {
-        let chunk = self
-            .chunks
-            .partition_point(|chunk| chunk.first().is_some_and(|run| run.first <= number));
-        let chunk = self.chunks.get(chunk.checked_sub(1)?)?;
+        let chunk = self.chunks.partition_point(|chunk| chunk.first <= number);
+        let chunk = &self.chunks.get(chunk.checked_sub(1)?)?.runs;
         let run = chunk.partition_point(|run| run.first <= number);
         let run = chunk.get(run.checked_sub(1)?)?;
         let step = number - run.first;
@@ -126,12 +131,12 @@ impl Runs {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Run> {
-        self.chunks.iter().flatten()
+        self.chunks.iter().flat_map(|chunk| &chunk.runs)
     }
 
     pub(super) fn len(&self) -> usize {
         let full = self.chunks.len().saturating_sub(1) * CHUNK_RUNS;
-        full + self.chunks.last().map_or(0, Vec::len)
+        full + self.chunks.last().map_or(0, |chunk| chunk.runs.len())
     }
 
     pub(super) fn next(&self) -> u32 {
@@ -139,7 +144,7 @@ impl Runs {
     }
 
     fn last(&self) -> Option<Run> {
-        self.chunks.last()?.last().copied()
+        self.chunks.last()?.runs.last().copied()
     }
 
     /// Append times of the first and the last key.
@@ -149,16 +154,16 @@ impl Runs {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        let last = self.chunks.last().map_or(0, Vec::capacity);
+        let last = self.chunks.last().map_or(0, |chunk| chunk.runs.capacity());
         let full = self.chunks.len().saturating_sub(1) * CHUNK_RUNS;
-        (last + full) * size_of::<Run>() + self.chunks.capacity() * size_of::<Vec<Run>>()
+        (last + full) * size_of::<Run>() + self.chunks.capacity() * size_of::<Chunk>()
     }
 
     /// An upper bound of what `count` more keys add to [`Runs::bytes`].
     pub(super) fn growth_bytes(&self, count: usize) -> usize {
         // The last chunk may double, or another one begin; so may the list of chunks.
         let lists = (CHUNK_RUNS + count.min(usize::MAX / 64)) * size_of::<Run>();
-        let list = (count / CHUNK_RUNS + 4 + self.chunks.capacity()) * size_of::<Vec<Run>>();
+        let list = (count / CHUNK_RUNS + 4 + self.chunks.capacity()) * size_of::<Chunk>();
         lists + 2 * list
     }
 }

@@ -178,7 +178,7 @@ fn take_keys(input: &mut Reader<'_>, count: u64, next: u32) -> Result<Table, Ded
         return Err(invalid("order of keys"));
     }
     let highest = keys.iter().map(|key| Slot::from_bytes(*key).number).max();
-    if highest.is_some_and(|highest| highest == NUMBER_NONE || highest + 1 != next) {
+    if highest.is_some_and(|highest| highest >= NUMBER_NONE || highest + 1 != next) {
         return Err(invalid("number of a key"));
     }
     Table::from_sorted(keys).ok_or_else(|| invalid("spread of keys"))

@@ -79,11 +79,6 @@ impl Table {
         self.pages[page as usize].home(fingerprint)
     }
 
-    /// The key's slot.
-    pub(super) fn find(&self, fingerprint: Fingerprint) -> Option<Slot> {
-        self.home(fingerprint).find(fingerprint)
-    }
-
     /// Puts a key in that is not there.
     pub(super) fn insert(&mut self, slot: Slot) {
         loop {
