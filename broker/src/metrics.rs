@@ -158,6 +158,12 @@ metrics! {
         |s, out| out.count(s.broker(|b| b.queue_expired));
     "postrider_queue_evicted_total" Counter "messages", "Messages that left queues unprocessed: an overflow, a purge, a seek, retention or damage.",
         |s, out| out.count(s.broker(|b| b.queue_evicted));
+    "postrider_dedup_keys" Gauge "keys", "Idempotency keys that are remembered.",
+        |s, out| out.count(s.broker(|b| b.dedup_keys));
+    "postrider_dedup_bytes" Gauge "bytes", "Memory of the idempotency keys that are remembered.",
+        |s, out| out.count(s.broker(|b| b.dedup_bytes));
+    "postrider_dedup_messages_total" Counter "messages", "Messages received with an idempotency key.",
+        |s, out| out.count(s.broker(|b| b.keyed_messages));
     "postrider_delayed_pending" Gauge "messages", "Delayed messages that wait for their time.",
         |s, out| out.count(s.broker(|b| b.delays_pending));
     "postrider_delayed_scheduled_total" Counter "messages", "Messages published with a delay.",

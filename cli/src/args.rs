@@ -177,6 +177,9 @@ pub(crate) struct TopicCreate {
     /// What an acknowledged message has reached
     #[arg(long, value_enum, default_value = "fsync")]
     pub(crate) durability: DurabilityName,
+    /// How long an idempotency key is remembered at least, 1s to 7d [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_dedup_window)]
+    pub(crate) dedup_window: Option<Limit>,
     /// Succeed if the topic is there already
     #[arg(long)]
     pub(crate) if_not_exists: bool,
@@ -252,6 +255,17 @@ pub(crate) struct BoundsFlags {
     /// What happens beyond [default: reject]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) overflow: Option<OverflowName>,
+    /// How long an idempotency key is remembered at least, 1s to 7d [default: 10m]
+    #[arg(long, value_name = "DURATION", value_parser = parse_dedup_window)]
+    pub(crate) dedup_window: Option<Limit>,
+}
+
+fn parse_dedup_window(text: &str) -> Result<Limit, String> {
+    if text == "default" {
+        return Ok(Limit::None);
+    }
+    let duration = parse_duration_with_unit(text)?;
+    u64::try_from(duration.as_millis()).map(Limit::Is).map_err(|err| err.to_string())
 }
 
 /// What becomes of messages that are too old.
@@ -387,6 +401,10 @@ pub(crate) struct PubOptions {
     /// (`sub -f '%k...%s\n'` prints both again); a line without the delimiter has no key
     #[arg(long, value_name = "C", value_parser = parse_delimiter())]
     pub(crate) key_delimiter: Option<String>,
+    /// Store each line once, however often this is run: line n gets the idempotency key PREFIX-n, n from 1. The
+    /// broker remembers keys for the topic's dedup window (`topic show`)
+    #[arg(short = 'I', long, value_name = "PREFIX", value_parser = parse_idempotency_prefix)]
+    pub(crate) idempotency_prefix: Option<String>,
     /// A header of every message; repeat for more
     #[arg(short = 'H', long = "header", value_name = "NAME:VALUE", value_parser = parse_header)]
     pub(crate) headers: Vec<(String, String)>,
@@ -421,6 +439,14 @@ pub(crate) struct CancelOptions {
     pub(crate) ids: Vec<postrider::DelayId>,
     #[command(flatten)]
     pub(crate) client: ClientOptions,
+}
+
+/// The longest key is 256 bytes, and the number of a line takes up to 21 of them.
+fn parse_idempotency_prefix(text: &str) -> Result<String, String> {
+    match text.len() {
+        1..=235 => Ok(text.to_owned()),
+        len => Err(format!("it has {len} bytes, and must have 1 to 235")),
+    }
 }
 
 /// `\t` and friends are understood, because shells make them hard to type.

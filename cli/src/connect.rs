@@ -122,6 +122,13 @@ fn step_after(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::TopicFull => {
             "publish again when consumers have settled some, or raise the bound with `postrider topic alter --max-messages`"
         }
+        ErrorCode::IdempotencyKeyReused => {
+            "the topic has another message with this key: choose another key (prefix), or publish what was published before"
+        }
+        ErrorCode::DedupCapacity => {
+            "publish again when the oldest keys have expired, shorten `--dedup-window`, or raise \
+             limits.dedup_bytes_per_partition in the broker's configuration"
+        }
         ErrorCode::Overloaded | ErrorCode::ShuttingDown | ErrorCode::Throttled => {
             "try again in a moment"
         }

@@ -163,6 +163,12 @@ pub enum SendError {
     /// The message has more than 1,024 headers.
     #[error("the message has more than 1024 headers")]
     TooManyHeaders,
+    /// The idempotency key is empty or longer than 256 bytes.
+    #[error("the idempotency key has {bytes} bytes; it must have 1 to 256")]
+    BadIdempotencyKey {
+        /// Its length.
+        bytes: usize,
+    },
     /// The topic has no such partition.
     #[error("the topic has {partitions} partitions, numbered from 0; the message names another")]
     NoPartition {

@@ -329,6 +329,7 @@ fn parts<'a, V>(record: &'a Record<V>, value: Option<&'a [u8]>) -> MessageParts<
         headers: &record.headers,
         timestamp: record.timestamp,
         deliver_at: record.deliver_at,
+        idempotency_key: record.idempotency_key.as_deref(),
     }
 }
 
@@ -338,6 +339,7 @@ fn ack_of_or_full(placed: Enqueue) -> Result<Option<Ack>, SendError> {
         Enqueue::Full => Ok(None),
         Enqueue::TooLarge { bytes, max } => Err(SendError::TooLarge { bytes, max }),
         Enqueue::TooManyHeaders => Err(SendError::TooManyHeaders),
+        Enqueue::BadIdempotencyKey { bytes } => Err(SendError::BadIdempotencyKey { bytes }),
         Enqueue::NoPartition { partitions } => Err(SendError::NoPartition { partitions }),
         Enqueue::Ended(ended) => Err(SendError::from_ended(ended)),
     }
@@ -385,10 +387,11 @@ impl Clone for Ack {
 }
 
 impl Ack {
-    /// Whether two messages are in one batch: then they end together, and one ack tells for both.
+    /// Whether two messages that were enqueued one after the other end together, so that one ack tells for both: they
+    /// are in one batch, and no message in it has an idempotency key.
     #[must_use]
     pub fn same_batch(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.completion, &other.completion)
+        Arc::ptr_eq(&self.completion, &other.completion) && !self.completion.is_keyed()
     }
 
     /// The outcome, if it is known already.
@@ -408,6 +411,7 @@ impl Future for Ack {
 }
 
 fn receipt(outcome: &BatchOutcome, place: u32) -> Result<Receipt, SendError> {
+    let (outcome, place) = outcome.of(place);
     match outcome {
         BatchOutcome::Stored(stored) => {
             let partition = stored.partition;
@@ -429,6 +433,7 @@ fn receipt(outcome: &BatchOutcome, place: u32) -> Result<Receipt, SendError> {
             })
         }
         BatchOutcome::Failed(failure) => Err(SendError::from_failure(failure)),
+        BatchOutcome::Parts(_) => unreachable!("parts have no parts"),
         BatchOutcome::Sent => unreachable!("who forgets what it sends gives out no acks"),
     }
 }

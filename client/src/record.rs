@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use postrider_protocol::headers::IDEMPOTENCY_KEY;
 use postrider_protocol::types::{Durability, Offset, PartitionId, TimestampMs};
 
 use crate::delayed::DelayId;
@@ -16,6 +17,7 @@ pub struct Record<V> {
     pub(crate) partition: Option<PartitionId>,
     pub(crate) timestamp: Option<TimestampMs>,
     pub(crate) deliver_at: Option<TimestampMs>,
+    pub(crate) idempotency_key: Option<Bytes>,
 }
 
 impl<V> Record<V> {
@@ -29,6 +31,7 @@ impl<V> Record<V> {
             partition: None,
             timestamp: None,
             deliver_at: None,
+            idempotency_key: None,
         }
     }
 
@@ -43,6 +46,7 @@ impl<V> Record<V> {
             partition: None,
             timestamp: None,
             deliver_at: None,
+            idempotency_key: None,
         }
     }
 
@@ -57,6 +61,25 @@ impl<V> Record<V> {
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.headers.push((Bytes::from(name.into()), Some(value.into())));
+        self
+    }
+
+    /// Names the message for good, in 1 to 256 bytes, so that it is stored once, whoever sends it again and whatever
+    /// fails in between, a restart of this program included. The broker remembers the key for the topic's dedup window
+    /// (10 minutes by default); within it a publish with the same key is not stored, and its [`Receipt`] is that of the
+    /// first one, with `duplicate` set. The same key with another key, value or headers is refused
+    /// (`IdempotencyKeyReused`).
+    ///
+    /// The key holds within one partition. Without [`Record::key`] and [`Record::partition`] it chooses the partition
+    /// itself; with one of them, a retry must have the same.
+    ///
+    /// Stored as the header `idempotency-key`; setting that header by hand has no such effect.
+    #[must_use]
+    pub fn idempotency_key(mut self, key: impl Into<Bytes>) -> Self {
+        let key = key.into();
+        self.headers.retain(|(name, _value)| name != IDEMPOTENCY_KEY);
+        self.headers.push((Bytes::from(IDEMPOTENCY_KEY), Some(key.clone())));
+        self.idempotency_key = Some(key);
         self
     }
 
@@ -119,7 +142,7 @@ pub struct Receipt {
     pub append_time: TimestampMs,
     /// What the message has reached.
     pub durability: Durability,
-    /// A retry found the message already stored; this is where.
+    /// An earlier send of the message, by this producer or with this idempotency key, was stored; this is where.
     pub duplicate: bool,
 }
 

@@ -145,6 +145,33 @@ impl Batch {
         Ok(Self { crc: crc32fast::hash(&body), body, record_count: self.record_count })
     }
 
+    /// The messages `first .. first + count` as a batch of the same session, codec and times.
+    ///
+    /// # Errors
+    /// The batch is damaged, has fewer messages, or is not to be decompressed within the limit.
+    ///
+    /// # Panics
+    /// `count` is 0: a batch has a message.
+    pub fn part(
+        &self,
+        (first, count): (u32, u32),
+        base_sequence: Sequence,
+        limits: DecodeLimits,
+    ) -> Result<Self, BatchError> {
+        let fields = self.fields()?;
+        let mut builder = BatchBuilder::new(fields.compression, self.body.len());
+        for record in self.records(limits)? {
+            let BatchRecord { offset_delta, record } = record?;
+            if offset_delta.checked_sub(first).is_some_and(|place| place < count) {
+                builder.push_record(&record)?;
+            }
+        }
+        if builder.count() != count {
+            return Err(BatchError::Count);
+        }
+        Ok(builder.finish(fields.producer, fields.epoch, base_sequence))
+    }
+
     /// Compares the body with its crc.
     #[must_use]
     pub fn check_crc(&self) -> bool {

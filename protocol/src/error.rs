@@ -169,8 +169,12 @@ error_codes! {
     UnsupportedCompression = 39, Rejected, Never;
     /// The producer session was resumed on another connection.
     SessionMoved = 40, Rejected, Never;
+    /// The idempotency key was used with another payload; the detail is the offset of that message.
+    IdempotencyKeyReused = 41, Rejected, Never;
     /// The partition holds as many messages as its topic allows: publish again when some are settled.
     TopicFull = 42, Rejected, SameConnection;
+    /// The partition remembers as many idempotency keys as it may: publish again when the oldest have expired.
+    DedupCapacity = 43, Rejected, SameConnection;
     /// There is no such subscription.
     UnknownSubscription = 50, Rejected, Never;
     /// Another connection took the subscription over.

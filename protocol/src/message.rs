@@ -23,7 +23,10 @@ mod subscribe;
 mod subscription;
 mod topic;
 
-pub use bounds::{BoundsChange, Expired, Overflow, TopicBounds};
+pub use bounds::{
+    BoundsChange, DEDUP_WINDOW_MS_DEFAULT, DEDUP_WINDOW_MS_MAX, DEDUP_WINDOW_MS_MIN, Expired,
+    Overflow, TopicBounds,
+};
 pub use confirm::{CONFIRM_RUN_BYTES, Confirm, ConfirmRun, Outcome};
 pub use delay::{
     CANCEL_DELAYED_MAX, CancelDelayed, CancelDelayedReply, CancelVerdict, DelayId,

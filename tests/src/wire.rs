@@ -293,6 +293,7 @@ impl WireTopic {
             producer: ProducerId::NONE,
             epoch: ProducerEpoch(0),
             ack: AckLevel::Quorum,
+            keyed: false,
             seq_count: batch.record_count,
             base_sequence: Sequence(tag),
             resolved_upto: Sequence(0),

@@ -95,6 +95,7 @@ impl Bench {
             producer: ProducerId::NONE,
             epoch: ProducerEpoch(0),
             ack: AckLevel::None,
+            keyed: false,
             seq_count: BATCH,
             base_sequence: Sequence(0),
             resolved_upto: Sequence(0),
@@ -104,6 +105,7 @@ impl Bench {
             let request = PublishRequest {
                 head: &head,
                 batch: &batch,
+                keys: &[],
                 connection: ConnectionId(0),
                 producer_ids_end: ProducerId(0),
                 route: 0,

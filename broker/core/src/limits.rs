@@ -107,6 +107,10 @@ pub const RETURN_DELAY_MS_MAX: u64 = 365 * 24 * 3_600 * 1_000;
 /// How long a segment of a queue, of which nothing is needed, is not written before it is closed and given up.
 pub const SEGMENT_IDLE_MS: u64 = 60_000;
 
+/// Memory of a partition's idempotency keys unless configured: some 20 million. At the bound a publish of new ones is
+/// refused with `DedupCapacity`; none is forgotten early.
+pub const DEDUP_BYTES_PER_PARTITION_MAX: usize = 512 << 20;
+
 /// Delayed messages that wait on a partition unless configured. At the bound a publish with a delay is refused
 /// with `LimitExceeded`. They cost up to 40 bytes of memory each.
 pub const DELAYED_PER_PARTITION_MAX: u64 = 1 << 20;

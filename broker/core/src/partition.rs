@@ -9,6 +9,8 @@ mod delay_snapshot;
 mod delays;
 mod effect;
 mod expiry;
+mod keyed_publish;
+mod keys;
 mod leader;
 mod producers;
 mod publish;
@@ -32,6 +34,7 @@ pub use effect::{
     PartitionLimits, PendingAppend, PublishRequest, Refusal, StateCommitted,
 };
 pub use expiry::{Aged, ExpiryAsk};
+pub use keys::{EntryKeys, Keyed, read_keys};
 pub use leader::Partition;
 pub use producers::{DataChange, ProducerSession, Producers, Run, RunPlace};
 pub use queue_commands::{DeadDone, DeadIntent, REASON_BYTES_MAX, Returned, SettledRuns};

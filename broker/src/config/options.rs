@@ -24,6 +24,7 @@ impl Config {
             reply_bytes_max: usize_of(self.limits.reply_bytes_max),
             requests_max: self.limits.requests_max,
             producers_max: self.limits.producers_max,
+            dedup_bytes_per_partition: usize_of(self.limits.dedup_bytes_per_partition),
             topics_max: self.limits.topics_max,
             partitions_max: self.limits.partitions_max,
             node: NodeId(self.server.node_id),

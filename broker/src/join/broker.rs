@@ -147,9 +147,15 @@ impl Broker {
             (image.topics().len() as u64, image.partitions(), subscriptions as u64)
         });
         let (group_members, group_partitions_unowned) = hub.groups.counts();
+        let partitions_open = hub.partitions();
+        let remembered = partitions_open.iter().map(|partition| partition.remembered());
+        let (dedup_keys, dedup_bytes) =
+            remembered.fold((0, 0), |(keys, bytes), (more, their)| (keys + more, bytes + their));
         let gauges = Gauges {
             sessions: u64::from(hub.sessions()),
-            delays_pending: hub.partitions().iter().map(|partition| partition.scheduled()).sum(),
+            delays_pending: partitions_open.iter().map(|partition| partition.scheduled()).sum(),
+            dedup_keys,
+            dedup_bytes,
             publish_in_flight_bytes: hub.budget.used() as u64,
             topics,
             partitions,

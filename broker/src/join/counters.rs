@@ -92,6 +92,7 @@ pub(crate) struct Counters {
     pub(crate) committed_messages: Counter,
     pub(crate) duplicate_messages: Counter,
     pub(crate) rejected_messages: Counter,
+    pub(crate) keyed_messages: Counter,
     pub(crate) unknown_messages: Counter,
     pub(crate) delivered_messages: Counter,
     pub(crate) delivered_bytes: Counter,
@@ -175,6 +176,12 @@ pub struct BrokerMetrics {
     pub queue_evicted: u64,
     /// Delayed messages that wait now.
     pub delays_pending: u64,
+    /// Idempotency keys that are remembered.
+    pub dedup_keys: u64,
+    /// Bytes of memory that they take.
+    pub dedup_bytes: u64,
+    /// Messages that came with an idempotency key.
+    pub keyed_messages: u64,
     /// Messages published with a delay.
     pub delays_scheduled: u64,
     /// Delayed messages that got their offsets.
@@ -220,6 +227,8 @@ pub(crate) struct Gauges {
     pub(crate) sessions: u64,
     pub(crate) publish_in_flight_bytes: u64,
     pub(crate) delays_pending: u64,
+    pub(crate) dedup_keys: u64,
+    pub(crate) dedup_bytes: u64,
     pub(crate) topics: u64,
     pub(crate) partitions: u64,
     pub(crate) subscriptions: u64,
@@ -241,6 +250,7 @@ impl Counters {
             committed_messages: self.committed_messages.total(),
             duplicate_messages: self.duplicate_messages.total(),
             rejected_messages: self.rejected_messages.total(),
+            keyed_messages: self.keyed_messages.total(),
             unknown_messages: self.unknown_messages.total(),
             publish_in_flight_bytes: gauges.publish_in_flight_bytes,
             delivered_messages: self.delivered_messages.total(),
@@ -257,6 +267,8 @@ impl Counters {
             queue_expired: self.queue_expired.total(),
             queue_evicted: self.queue_evicted.total(),
             delays_pending: gauges.delays_pending,
+            dedup_keys: gauges.dedup_keys,
+            dedup_bytes: gauges.dedup_bytes,
             delays_scheduled: self.delays_scheduled.total(),
             delays_released: self.delays_released.total(),
             delays_cancelled: self.delays_cancelled.total(),

@@ -14,7 +14,7 @@ use postrider_core::cursors::Position;
 use postrider_core::delay::DelayTotals;
 use postrider_core::metadata::Subscription;
 use postrider_core::partition::{
-    AckUpTo, Appended, ConnectionId, Decision, Effect, EntryDraft, OwnerChange, Partition,
+    AckUpTo, Appended, ConnectionId, Decision, Effect, EntryDraft, Keyed, OwnerChange, Partition,
     PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
     StateCommitted, SubscribeStart, SubscriptionMode,
 };
@@ -108,10 +108,14 @@ impl Leader {
             leader_epoch: hub.identity.leader_epoch,
             node: hub.identity.node,
         };
+        let limits = PartitionLimits {
+            dedup_bytes_max: hub.options.dedup_bytes_per_partition,
+            ..PartitionLimits::default()
+        };
         Self {
             delay_totals: state.delays().totals(),
             left_totals: queue::left_totals(&state),
-            core: Partition::new(identity, state, PartitionLimits::default()),
+            core: Partition::new(identity, state, limits),
             owners: BTreeMap::new(),
             members: Members::default(),
             queue_wake: None,
@@ -179,12 +183,14 @@ impl Leader {
         &mut self,
         partition: &PartitionHandle,
         publish: &Publish,
+        keys: &[Keyed],
         outbox: &Arc<Outbox>,
         turn: &Turn<'_>,
     ) {
         let request = PublishRequest {
             head: &publish.head,
             batch: &publish.batch,
+            keys,
             connection: ConnectionId(outbox.session),
             producer_ids_end: partition.hub.producer_ids_end(),
             route: Route::Publish(Arc::clone(outbox)),
@@ -209,6 +215,14 @@ impl Leader {
             }
             Decision::Waits => outbox.begin_publish(bytes),
             Decision::Done => {}
+        }
+    }
+
+    /// Tells how many idempotency keys there are.
+    pub(crate) fn count_keys(&self, partition: &PartitionHandle) {
+        let keys = self.state().dedup();
+        if !keys.is_empty() || partition.remembered().0 > 0 {
+            partition.set_remembered(keys.len(), keys.memory_bytes() as u64);
         }
     }
 
@@ -361,6 +375,7 @@ impl Leader {
             }
         }
         self.count_delays(partition);
+        self.count_keys(partition);
         self.count_left(partition);
         self.watch_queues(partition);
         self.check_snapshot(partition);

@@ -93,6 +93,7 @@ impl Source<'_> {
             producer,
             epoch: ProducerEpoch(0),
             ack: AckLevel::Quorum,
+            keyed: false,
             seq_count: 1,
             base_sequence: letter.sequence,
             resolved_upto: letter.sequence,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use postrider_core::group::GroupOptions;
+use postrider_core::limits::DEDUP_BYTES_PER_PARTITION_MAX;
 use postrider_protocol::message::Limits;
 use postrider_protocol::types::NodeId;
 use postrider_storage::StoreOptions;
@@ -27,6 +28,9 @@ pub struct BrokerOptions {
     /// Producer sessions that one connection may hold. At the bound `OpenProducer` fails with
     /// `LimitExceeded`.
     pub producers_max: u32,
+    /// Memory of the idempotency keys of one partition. At the bound a publish of new ones fails with
+    /// `DedupCapacity`.
+    pub dedup_bytes_per_partition: usize,
     /// Topics in the cluster. At the bound `CreateTopic` fails with `LimitExceeded`.
     pub topics_max: u32,
     /// Partitions of all topics. At the bound `CreateTopic` and `AlterTopic` fail with `LimitExceeded`.
@@ -62,6 +66,7 @@ impl Default for BrokerOptions {
             reply_bytes_max: 8 << 20,
             requests_max: 4_096,
             producers_max: 1_024,
+            dedup_bytes_per_partition: DEDUP_BYTES_PER_PARTITION_MAX,
             topics_max: 100_000,
             partitions_max: 200_000,
             node: NodeId(1),

@@ -54,6 +54,8 @@ pub(crate) struct PartitionHandle {
     deleted: AtomicBool,
     /// Delayed messages that wait, as far as the state is folded. Stored under the lock.
     scheduled: AtomicU64,
+    /// Idempotency keys and their bytes, as far as the state is folded. Stored under the lock.
+    remembered: (AtomicU64, AtomicU64),
     /// Wants a snapshot and stands in the list.
     pub(crate) snapshot_due: AtomicBool,
     leadership: CombiningLock<Leadership>,
@@ -99,6 +101,7 @@ impl PartitionHandle {
             rules,
             deleted: AtomicBool::new(false),
             scheduled: AtomicU64::new(0),
+            remembered: (AtomicU64::new(0), AtomicU64::new(0)),
             snapshot_due: AtomicBool::new(false),
             leadership: CombiningLock::new(Leadership::Dormant(snapshot)),
             waiters: Mutex::default(),
@@ -153,6 +156,17 @@ impl PartitionHandle {
 
     pub(crate) fn is_deleted(&self) -> bool {
         self.deleted.load(Ordering::Acquire)
+    }
+
+    /// Idempotency keys and their bytes.
+    pub(crate) fn remembered(&self) -> (u64, u64) {
+        let (keys, bytes) = &self.remembered;
+        (keys.load(Ordering::Relaxed), bytes.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_remembered(&self, keys: u64, bytes: u64) {
+        self.remembered.0.store(keys, Ordering::Relaxed);
+        self.remembered.1.store(bytes, Ordering::Relaxed);
     }
 
     pub(crate) fn scheduled(&self) -> u64 {

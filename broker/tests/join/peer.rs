@@ -277,6 +277,7 @@ pub(crate) fn publish(
         producer,
         epoch: ProducerEpoch(0),
         ack: AckLevel::Quorum,
+        keyed: false,
         seq_count: batch.record_count,
         base_sequence: Sequence(base_sequence),
         resolved_upto: Sequence(0),

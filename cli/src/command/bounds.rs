@@ -9,7 +9,7 @@ use crate::units::human_ms;
 
 /// What the flags name.
 pub(crate) fn change(flags: BoundsFlags) -> BoundsChange {
-    let BoundsFlags { ttl, expired, max_messages, overflow } = flags;
+    let BoundsFlags { ttl, expired, max_messages, overflow, dedup_window } = flags;
     BoundsChange {
         message_ttl_ms: ttl.map(Limit::value),
         expired: expired.map(|expired| match expired {
@@ -23,17 +23,19 @@ pub(crate) fn change(flags: BoundsFlags) -> BoundsChange {
             OverflowName::DropOldest => Overflow::DropOldest,
             OverflowName::DeadLetter => Overflow::DeadLetter,
         }),
+        dedup_window_ms: dedup_window.map(Limit::value),
     }
 }
 
 /// Names and values for `topic show`.
-pub(crate) fn facts(bounds: &TopicBounds) -> [(&'static str, String); 2] {
+pub(crate) fn facts(bounds: &TopicBounds) -> [(&'static str, String); 3] {
     let TopicBounds { message_ttl_ms, max_messages, .. } = *bounds;
     let ttl = message_ttl_ms.map(|ttl| format!("{}, then {}", human_ms(ttl), expired(bounds)));
     let most = max_messages.map(|max| format!("{max}, then {}", overflow(bounds)));
     [
         ("ttl", ttl.unwrap_or_else(|| "forever".to_owned())),
         ("max messages", most.unwrap_or_else(|| "unlimited".to_owned())),
+        ("dedup window", human_ms(bounds.dedup_window())),
     ]
 }
 
@@ -44,6 +46,7 @@ pub(crate) fn json(bounds: &TopicBounds) -> Value {
         "expired": expired(bounds),
         "max_messages": bounds.max_messages,
         "overflow": overflow(bounds),
+        "dedup_window_ms": bounds.dedup_window(),
     })
 }
 

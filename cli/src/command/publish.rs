@@ -77,7 +77,7 @@ impl When {
     }
 }
 
-/// Messages of one batch, which end together.
+/// Messages that end together: of one batch, or one that has an idempotency key.
 struct Group {
     ack: Ack,
     messages: u64,
@@ -90,6 +90,7 @@ struct Publisher {
     delimiter: Bytes,
     headers: Vec<(String, Bytes)>,
     partition: Option<u32>,
+    idempotency_prefix: Option<String>,
     when: When,
     /// In the order of their first lines. Bounded by the batches that the client holds.
     groups: VecDeque<Group>,
@@ -119,6 +120,7 @@ impl Publisher {
             delimiter: options.key_delimiter.clone().unwrap_or_default().into(),
             headers: options.headers.iter().map(header).collect(),
             partition: options.partition,
+            idempotency_prefix: options.idempotency_prefix.clone(),
             when: When::of(options),
             groups: VecDeque::new(),
             lines: 0,
@@ -217,6 +219,9 @@ impl Publisher {
         }
         if let Some(partition) = self.partition {
             record = record.partition(partition);
+        }
+        if let Some(prefix) = &self.idempotency_prefix {
+            record = record.idempotency_key(format!("{prefix}-{}", self.lines));
         }
         record = match self.when {
             When::Now => record,

@@ -68,7 +68,10 @@ async fn create(admin: &Admin, options: &TopicCreate) -> Outcome {
         retention_ms: limits.retention_time.and_then(Limit::value),
         retention_bytes: limits.retention_bytes.and_then(Limit::value),
         message_bytes_max: message_bytes_max(limits)?.flatten(),
-        bounds: TopicBounds::default(),
+        bounds: TopicBounds {
+            dedup_window_ms: options.dedup_window.and_then(Limit::value),
+            ..TopicBounds::default()
+        },
     };
     let mut topic = NewTopic::new(&options.name).config(config);
     if options.if_not_exists {
@@ -105,7 +108,7 @@ async fn alter(admin: &Admin, options: &TopicAlter) -> Outcome {
     {
         return Err(Failure::usage("nothing to change").next(
             "name --partitions, --retention-time, --retention-bytes, --message-bytes-max, --ttl, --expired, \
-             --max-messages or --overflow",
+             --max-messages, --overflow or --dedup-window",
         ));
     }
     admin.alter_topic(change).await.map_err(|error| admin_failure(&error, &options.name))?;

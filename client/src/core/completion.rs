@@ -5,7 +5,10 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll, Waker},
 };
 
@@ -128,10 +131,44 @@ impl<T> Future for Pending<T> {
 pub enum BatchOutcome {
     /// Stored, now or before.
     Stored(Stored),
+    /// Its messages have idempotency keys, and not all of them the same outcome: runs that follow each other.
+    Parts(Arc<[Part]>),
     /// Not stored, or not known.
     Failed(Arc<PublishFailure>),
     /// Handed to the connection; nobody asked for more.
     Sent,
+}
+
+/// Messages in a row of a batch, and what became of them.
+#[derive(Clone, Debug)]
+pub struct Part {
+    /// The place of the first in the batch.
+    pub first: u32,
+    /// How many.
+    pub count: u32,
+    /// What became of them. Never parts again.
+    pub outcome: BatchOutcome,
+}
+
+impl BatchOutcome {
+    /// The outcome of the message at `place`, and that message's place in what the outcome is of.
+    #[must_use]
+    pub fn of(&self, place: u32) -> (&Self, u32) {
+        let Self::Parts(parts) = self else { return (self, place) };
+        let at = parts.partition_point(|part| part.first <= place).saturating_sub(1);
+        let part = &parts[at];
+        (&part.outcome, place.saturating_sub(part.first))
+    }
+
+    /// Why a message of the batch failed, if one did.
+    #[must_use]
+    pub fn failure(&self) -> Option<&Arc<PublishFailure>> {
+        match self {
+            Self::Failed(why) => Some(why),
+            Self::Parts(parts) => parts.iter().find_map(|part| part.outcome.failure()),
+            Self::Stored(_) | Self::Sent => None,
+        }
+    }
 }
 
 /// What names a stored batch's messages.
@@ -173,7 +210,11 @@ pub enum PublishFailure {
 
 /// The shared completion of a batch's messages: completed once, wakes every waiter once.
 #[derive(Debug, Default)]
-pub struct BatchCompletion(Mutex<Completing>);
+pub struct BatchCompletion {
+    completing: Mutex<Completing>,
+    /// Some messages have idempotency keys, so that each may have an outcome of its own.
+    keyed: AtomicBool,
+}
 
 #[derive(Debug, Default)]
 struct Completing {
@@ -183,8 +224,18 @@ struct Completing {
 }
 
 impl BatchCompletion {
+    pub(crate) fn mark_keyed(&self) {
+        self.keyed.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether messages of the batch may end differently.
+    #[must_use]
+    pub fn is_keyed(&self) -> bool {
+        self.keyed.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn complete(&self, outcome: BatchOutcome, wakes: &mut Wakes) {
-        let mut cell = lock(&self.0);
+        let mut cell = lock(&self.completing);
         assert!(cell.outcome.is_none(), "a batch has one outcome");
         cell.outcome = Some(outcome);
         wakes.0.append(&mut cell.wakers);
@@ -193,12 +244,12 @@ impl BatchCompletion {
     /// The outcome, if it is known.
     #[must_use]
     pub fn outcome(&self) -> Option<BatchOutcome> {
-        lock(&self.0).outcome.clone()
+        lock(&self.completing).outcome.clone()
     }
 
     /// The outcome, or `cx` is woken when there is one. `place` is the caller's memory of its waker.
     pub fn poll(&self, place: &mut Option<u32>, cx: &Context<'_>) -> Poll<BatchOutcome> {
-        let mut cell = lock(&self.0);
+        let mut cell = lock(&self.completing);
         if let Some(outcome) = &cell.outcome {
             return Poll::Ready(outcome.clone());
         }

@@ -22,7 +22,7 @@ use postrider_protocol::{
 };
 
 use super::{
-    completion::{BatchCompletion, BatchOutcome, Place, PublishFailure, Stored},
+    completion::{BatchCompletion, BatchOutcome, Part, Place, PublishFailure, Stored},
     producer::ProducerOptions,
 };
 
@@ -46,6 +46,8 @@ pub struct MessageParts<'a> {
     pub timestamp: Option<TimestampMs>,
     /// Not delivered before; `None` is at once.
     pub deliver_at: Option<TimestampMs>,
+    /// The idempotency key, which is among the headers as well.
+    pub idempotency_key: Option<&'a [u8]>,
 }
 
 /// What a record costs beside its parts, at most: its varint fields.
@@ -110,6 +112,8 @@ struct OpenBatch {
     opened: Duration,
     /// Of all its messages.
     deliver_at: Option<TimestampMs>,
+    /// Some of its messages have idempotency keys.
+    keyed: bool,
     /// Of messages without a time of their own.
     timestamp: TimestampMs,
     count: u32,
@@ -124,6 +128,10 @@ struct Flight {
     bytes: usize,
     opened: Duration,
     deliver_at: Option<TimestampMs>,
+    /// Some of its messages have idempotency keys: they are answered in parts.
+    keyed: bool,
+    /// The parts that the newest send was answered in, so far.
+    answered: Vec<Answered>,
     completion: Arc<BatchCompletion>,
     body: Body,
     outstanding: bool,
@@ -173,6 +181,7 @@ pub(crate) struct Sending {
     pub(crate) resolved_upto: Sequence,
     pub(crate) deliver_at: Option<TimestampMs>,
     pub(crate) ack: AckLevel,
+    pub(crate) keyed: bool,
     pub(crate) batch: Batch,
 }
 
@@ -299,6 +308,7 @@ impl Lane {
             number,
             opened: now,
             deliver_at,
+            keyed: false,
             timestamp,
             count: 0,
             bytes: 0,
@@ -321,6 +331,10 @@ impl Lane {
         open.builder
             .push(message.key, message.value, message.headers, timestamp)
             .expect("the caller checked the size and the count of headers");
+        if message.idempotency_key.is_some() {
+            open.keyed = true;
+            open.completion.mark_keyed();
+        }
         open.count += 1;
         open.bytes += bytes;
         let completion = Arc::clone(&open.completion);
@@ -345,6 +359,8 @@ impl Lane {
             bytes: open.bytes,
             opened: open.opened,
             deliver_at: open.deliver_at,
+            keyed: open.keyed,
+            answered: Vec::new(),
             completion: open.completion,
             body: Body::Building(open.builder),
             outstanding: false,
@@ -422,6 +438,7 @@ impl Lane {
             resolved_upto: Sequence(resolved_upto),
             deliver_at: flight.deliver_at,
             ack: AckLevel::Quorum,
+            keyed: flight.keyed,
             batch,
         })
     }
@@ -461,25 +478,26 @@ impl Lane {
         resolutions: &mut Vec<Resolution>,
     ) -> Result<Reaction, SplitBatch> {
         let end = run.base_sequence.0.saturating_add(u64::from(run.count));
-        let mut at = self.ring.partition_point(|flight| flight.base_sequence < run.base_sequence.0);
+        let mut at = self.ring.partition_point(|flight| flight.end() <= run.base_sequence.0);
         let mut reaction = Reaction::None;
         while let Some(flight) = self.ring.get_mut(at) {
             if flight.base_sequence >= end {
                 break;
             }
-            if flight.base_sequence + u64::from(flight.count) > end {
-                return Err(SplitBatch(Sequence(flight.base_sequence)));
-            }
             if !flight.outstanding {
                 at += 1;
                 continue;
             }
+            let Some(verdict) = flight.hear(run, self.partition)? else {
+                at += 1;
+                continue;
+            };
             flight.outstanding = false;
             self.outstanding -= 1;
             self.outstanding_bytes -= flight.wire_bytes;
-            match flight.judge(run, self.partition) {
+            match verdict {
                 Verdict::Final(outcome) => {
-                    if matches!(outcome, BatchOutcome::Stored(_)) {
+                    if matches!(outcome, BatchOutcome::Stored(_) | BatchOutcome::Parts(_)) {
                         self.setbacks = 0;
                     }
                     let flight = self.ring.remove(at).expect("the index was just used");
@@ -522,6 +540,7 @@ impl Lane {
         for flight in &mut self.ring {
             flight.doubt |= flight.outstanding;
             flight.outstanding = false;
+            flight.answered.clear();
         }
         self.outstanding = 0;
         self.outstanding_bytes = 0;
@@ -614,12 +633,21 @@ pub struct Compressed {
     batch: Batch,
 }
 
+/// What one answer says of some messages of a batch.
+#[derive(Debug)]
+struct Answered {
+    first: u32,
+    count: u32,
+    verdict: Verdict,
+}
+
+#[derive(Debug)]
 enum Verdict {
     Final(BatchOutcome),
     Again { wait: Wait, reaction: Reaction },
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Wait {
     None,
     AtLeast(Duration),
@@ -647,8 +675,66 @@ impl Flight {
         Some(batch)
     }
 
-    fn judge(&mut self, run: &ConfirmRun, partition: PartitionId) -> Verdict {
-        let ahead = self.base_sequence - run.base_sequence.0;
+    /// One past its last sequence.
+    fn end(&self) -> u64 {
+        self.base_sequence + u64::from(self.count)
+    }
+
+    /// Takes in what an answer says of the batch: its verdict, once all of its messages are answered.
+    fn hear(
+        &mut self,
+        run: &ConfirmRun,
+        partition: PartitionId,
+    ) -> Result<Option<Verdict>, SplitBatch> {
+        let start = run.base_sequence.0.max(self.base_sequence);
+        let end = run.base_sequence.0.saturating_add(u64::from(run.count)).min(self.end());
+        let place = |sequence: u64| {
+            u32::try_from(sequence.saturating_sub(self.base_sequence)).expect("a part of a batch")
+        };
+        let (first, count) = (place(start), place(end) - place(start));
+        if count == self.count {
+            self.answered.clear();
+            return Ok(Some(self.judge(run, start, partition)));
+        }
+        let heard: u32 = self.answered.iter().map(|part| part.count).sum();
+        if !self.keyed || heard.saturating_add(count) > self.count {
+            return Err(SplitBatch(Sequence(self.base_sequence)));
+        }
+        let verdict = self.judge(run, start, partition);
+        self.answered.push(Answered { first, count, verdict });
+        let is_whole = heard + count == self.count;
+        Ok(if is_whole { Some(self.verdict_of_parts()?) } else { None })
+    }
+
+    /// If a part is to be sent again, the batch is, as a whole: what is stored of it is told again.
+    fn verdict_of_parts(&mut self) -> Result<Verdict, SplitBatch> {
+        let mut answered = std::mem::take(&mut self.answered);
+        answered.sort_by_key(|part| part.first);
+        let mut end = 0;
+        let mut parts = Vec::with_capacity(answered.len());
+        for Answered { first, count, verdict } in answered {
+            if first != end {
+                return Err(SplitBatch(Sequence(self.base_sequence)));
+            }
+            end = first + count;
+            match verdict {
+                Verdict::Final(outcome) => parts.push(Part { first, count, outcome }),
+                again @ Verdict::Again { .. } => return Ok(again),
+            }
+        }
+        Ok(Verdict::Final(BatchOutcome::Parts(parts.into())))
+    }
+
+    /// What an answer says of the messages from sequence `start` on. For those the send is not outstanding any more.
+    fn judge(&mut self, run: &ConfirmRun, start: u64, partition: PartitionId) -> Verdict {
+        let outstanding = std::mem::replace(&mut self.outstanding, false);
+        let verdict = self.judge_outcome(run, start, partition);
+        self.outstanding = outstanding;
+        verdict
+    }
+
+    fn judge_outcome(&mut self, run: &ConfirmRun, start: u64, partition: PartitionId) -> Verdict {
+        let ahead = start - run.base_sequence.0;
         let stored = |place, append_time: &_, durability: &_, duplicate| {
             Verdict::Final(BatchOutcome::Stored(Stored {
                 partition,
@@ -692,6 +778,10 @@ impl Flight {
     }
 
     fn refused(&mut self, error: &ErrorBody) -> Verdict {
+        // Had an earlier send stored it, it would be a duplicate.
+        if error.code == ErrorCode::IdempotencyKeyReused {
+            return Verdict::Final(failed(PublishFailure::Rejected(error.clone())));
+        }
         self.last_error = Some(error.clone());
         match judge_refusal(error) {
             // It may be stored by an earlier send.
@@ -733,10 +823,9 @@ fn judge_refusal(error: &ErrorBody) -> Verdict {
         (ErrorCode::UnknownProducer, _) => again(error, Reaction::ReplaceSession),
         (ErrorCode::SessionMoved, _) => again(error, Reaction::ResumeSession),
         (ErrorCode::ProducerFenced, _) => again(error, Reaction::End(error.clone())),
-        // The application must know of a full disk or topic now, not after `delivery_timeout`.
-        (ErrorCode::DiskFull | ErrorCode::TopicFull, _) | (_, Retry::Never) => {
-            Verdict::Final(failed(PublishFailure::Rejected(error.clone())))
-        }
+        // The application must know of a full disk, topic or memory now, not after `delivery_timeout`.
+        (ErrorCode::DiskFull | ErrorCode::TopicFull | ErrorCode::DedupCapacity, _)
+        | (_, Retry::Never) => Verdict::Final(failed(PublishFailure::Rejected(error.clone()))),
         (_, Retry::RefreshMetadata) => again(error, Reaction::RefreshMetadata),
         (_, Retry::SameConnection | Retry::Reconnect) => again(error, Reaction::None),
     }

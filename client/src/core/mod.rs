@@ -946,6 +946,7 @@ fn write_publish(topic: TopicId, sending: Sending, out: &mut Transmit) {
         producer: sending.session.producer,
         epoch: sending.session.epoch,
         ack: sending.ack,
+        keyed: sending.keyed,
         seq_count: sending.count,
         base_sequence: sending.base_sequence,
         resolved_upto: sending.resolved_upto,

@@ -19,13 +19,14 @@ use std::{
 use postrider_protocol::{
     batch::BATCH_FIELD_BYTES,
     error::{ErrorBody, ErrorCode, Retry},
+    headers::IDEMPOTENCY_KEY_BYTES_MAX,
     message::{ConfirmRun, Limits, OpenProducerReply, Outcome, PartitionMetadata, TopicMetadata},
     record::RECORD_HEADERS_MAX,
     types::{Compression, Durability, TimestampMs, TopicId},
 };
 
 use super::{
-    completion::{BatchCompletion, BatchOutcome, Promise, PublishFailure, Wakes},
+    completion::{BatchCompletion, Promise, PublishFailure, Wakes},
     lane::{
         Compressed, Lane, MessageParts, Reaction, Resolution, Sending, SessionId, SplitBatch, Step,
         Uncompressed,
@@ -107,6 +108,11 @@ pub enum Enqueue {
     },
     /// The message has more headers than a record may have.
     TooManyHeaders,
+    /// The idempotency key is empty or too long.
+    BadIdempotencyKey {
+        /// Its length.
+        bytes: usize,
+    },
     /// The topic has no such partition.
     NoPartition {
         /// How many partitions the topic has.
@@ -308,6 +314,11 @@ impl Producer {
         let partitions = u32::try_from(self.lanes.len()).expect("partitions are counted in u32");
         if message.headers.len() > RECORD_HEADERS_MAX {
             return Enqueue::TooManyHeaders;
+        }
+        if let Some(key) = message.idempotency_key
+            && !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
+        {
+            return Enqueue::BadIdempotencyKey { bytes: key.len() };
         }
         let Some(at) = self.router.route(message, bytes, partitions) else {
             return Enqueue::NoPartition { partitions };
@@ -778,8 +789,7 @@ impl Producer {
             for flush in &mut self.flushes {
                 if resolution.number < flush.below {
                     flush.remaining -= 1;
-                    if let (None, BatchOutcome::Failed(why)) = (&flush.failure, &resolution.outcome)
-                    {
+                    if let (None, Some(why)) = (&flush.failure, resolution.outcome.failure()) {
                         flush.failure = Some(Arc::clone(why));
                     }
                 }

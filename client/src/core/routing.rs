@@ -1,5 +1,5 @@
-//! Owns which partition a message goes to: the one it names; else by its key's slot; else the partition that
-//! keyless messages stick to, which changes after each batch's worth of bytes. Never knows leaders or
+//! Owns which partition a message goes to: the one it names; else by the slot of its key, or of its idempotency key if
+//! it has no other, so that a retry goes where the first send went; else the partition that keyless messages stick to, which changes after each batch's worth of bytes. Never knows leaders or
 //! connections. Driven by `producer`.
 
 use postrider_protocol::partition::{partition_of, slot_of};
@@ -32,7 +32,7 @@ impl Router {
         if let Some(chosen) = message.partition {
             return (chosen.0 < partitions).then_some(chosen.0);
         }
-        match (partitions, message.key) {
+        match (partitions, message.key.or(message.idempotency_key)) {
             (0, _) => None,
             (1, _) => Some(0),
             (_, Some(key)) => Some(partition_of(slot_of(key), partitions).0),
@@ -65,6 +65,7 @@ mod tests {
             headers: &[],
             timestamp: None,
             deliver_at: None,
+            idempotency_key: None,
         }
     }
 
@@ -81,6 +82,18 @@ mod tests {
         let expected = partition_of(slot_of(b"cust-7"), 5).0;
         for _ in 0..10 {
             assert_eq!(router.route(&message(Some(b"cust-7"), None), 60, 5), Some(expected));
+        }
+    }
+
+    #[test]
+    fn a_key_routes_before_an_idempotency_key_and_that_routes_alone() {
+        let mut router = Router::new(7, 100);
+        let slot = |key: &[u8]| Some(partition_of(slot_of(key), 5).0);
+        for _ in 0..10 {
+            let keyed =
+                |key| MessageParts { idempotency_key: Some(b"order-1"), ..message(key, None) };
+            assert_eq!(router.route(&keyed(None), 60, 5), slot(b"order-1"));
+            assert_eq!(router.route(&keyed(Some(b"cust-7")), 60, 5), slot(b"cust-7"));
         }
     }
 

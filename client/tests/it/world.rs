@@ -164,6 +164,7 @@ impl World {
             headers: &[],
             timestamp: None,
             deliver_at: None,
+            idempotency_key: None,
         };
         let now = self.now;
         let placed = self.engine.enqueue(key, || (now, TimestampMs(5)), &message, None);

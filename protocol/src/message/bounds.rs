@@ -5,6 +5,13 @@
 use super::wire_struct;
 use crate::codec::{DecodeError, Reader, Wire, Writer};
 
+/// How long an idempotency key is remembered where the topic says nothing: 10 minutes.
+pub const DEDUP_WINDOW_MS_DEFAULT: u64 = 10 * 60 * 1_000;
+/// The shortest window.
+pub const DEDUP_WINDOW_MS_MIN: u64 = 1_000;
+/// The longest window: 7 days.
+pub const DEDUP_WINDOW_MS_MAX: u64 = 7 * 24 * 3_600 * 1_000;
+
 macro_rules! choice {
     (
         $(#[$meta:meta])*
@@ -88,6 +95,8 @@ wire_struct! {
         pub max_bytes: Option<u64>,
         /// What happens at these two.
         pub overflow: Overflow,
+        /// How long an idempotency key is remembered at least; none = [`DEDUP_WINDOW_MS_DEFAULT`].
+        pub dedup_window_ms: Option<u64>,
     }
 }
 
@@ -105,6 +114,8 @@ wire_struct! {
         pub max_bytes: Option<Option<u64>>,
         /// What happens at these two.
         pub overflow: Option<Overflow>,
+        /// How long an idempotency key is remembered at least.
+        pub dedup_window_ms: Option<Option<u64>>,
     }
 }
 
@@ -121,16 +132,30 @@ impl TopicBounds {
         self.max_messages.is_some() && self.overflow != Overflow::Reject
     }
 
+    /// How long an idempotency key is remembered at least.
+    #[must_use]
+    pub fn dedup_window(&self) -> u64 {
+        self.dedup_window_ms.unwrap_or(DEDUP_WINDOW_MS_DEFAULT)
+    }
+
     /// With a change.
     #[must_use]
     pub fn changed(&self, change: &BoundsChange) -> Self {
-        let BoundsChange { message_ttl_ms, expired, max_messages, max_bytes, overflow } = *change;
+        let BoundsChange {
+            message_ttl_ms,
+            expired,
+            max_messages,
+            max_bytes,
+            overflow,
+            dedup_window_ms,
+        } = *change;
         Self {
             message_ttl_ms: message_ttl_ms.unwrap_or(self.message_ttl_ms),
             expired: expired.unwrap_or(self.expired),
             max_messages: max_messages.unwrap_or(self.max_messages),
             max_bytes: max_bytes.unwrap_or(self.max_bytes),
             overflow: overflow.unwrap_or(self.overflow),
+            dedup_window_ms: dedup_window_ms.unwrap_or(self.dedup_window_ms),
         }
     }
 }

@@ -4,7 +4,7 @@
 //!  0 [16] topic id
 //! 16 u32 partition                  20 u32 leader_epoch
 //! 24 i64 producer id, -1 = none     32 u16 producer epoch
-//! 34 u8  ack level                  35 u8  0
+//! 34 u8  ack level                  35 u8  flags: 1 = records have idempotency keys, others 0
 //! 36 u32 seq_count                  40 u64 base sequence
 //! 48 u64 resolved_upto
 //! 56 u32 record count               60 u32 body crc: crc32 (IEEE) of everything from 64 on
@@ -26,6 +26,8 @@ use crate::{
 
 /// The size of what precedes the batch in a `Publish`.
 pub const PUBLISH_HEAD_BYTES: usize = 64;
+
+const KEYED: u8 = 1;
 
 message! { OpenProducer:
     /// Opens a producer session, or resumes one on this connection.
@@ -88,6 +90,8 @@ pub struct PublishHead {
     pub epoch: ProducerEpoch,
     /// When to confirm.
     pub ack: AckLevel,
+    /// Whether the broker is to look for idempotency keys, headers of the records.
+    pub keyed: bool,
     /// How many sequences the batch covers: one per record.
     pub seq_count: u32,
     /// The first of them; without a session, a tag that comes back in the confirm.
@@ -133,7 +137,7 @@ impl PublishHead {
         out.put_i64_le(self.producer.0);
         out.put_u16_le(self.epoch.0);
         out.put_u8(self.ack as u8);
-        out.put_u8(0);
+        out.put_u8(u8::from(self.keyed) * KEYED);
         out.put_u32_le(self.seq_count);
         out.put_u64_le(self.base_sequence.0);
         out.put_u64_le(self.resolved_upto.0);
@@ -171,7 +175,7 @@ impl Message for Publish {
         let producer = ProducerId(input.get_i64_le());
         let epoch = ProducerEpoch(input.get_u16_le());
         let ack = AckLevel::from_u8(input.get_u8()).ok_or(DecodeError::Invalid("ack level"))?;
-        let reserved = input.get_u8();
+        let flags = input.get_u8();
         let head = PublishHead {
             topic,
             partition,
@@ -179,14 +183,15 @@ impl Message for Publish {
             producer,
             epoch,
             ack,
+            keyed: flags & KEYED != 0,
             seq_count: input.get_u32_le(),
             base_sequence: Sequence(input.get_u64_le()),
             resolved_upto: Sequence(input.get_u64_le()),
         };
         let record_count = input.get_u32_le();
         let crc = input.get_u32_le();
-        if reserved != 0 {
-            return Err(DecodeError::Invalid("reserved byte"));
+        if flags & !KEYED != 0 {
+            return Err(DecodeError::Invalid("flags of a publish"));
         }
         if producer < ProducerId::NONE {
             return Err(DecodeError::Invalid("producer id"));

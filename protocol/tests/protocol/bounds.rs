@@ -129,7 +129,8 @@ fn a_publish_head_has_only_defined_values() {
     assert_eq!(with(24, &(-1i64).to_le_bytes()), Ok(()));
     assert_eq!(with(24, &(-2i64).to_le_bytes()), invalid("producer id"));
     assert_eq!(with(34, &[3]), invalid("ack level"));
-    assert_eq!(with(35, &[1]), invalid("reserved byte"));
+    assert_eq!(with(35, &[0]), Ok(()));
+    assert_eq!(with(35, &[2]), invalid("flags of a publish"));
     assert_eq!(with(36, &[0; 4]), invalid("count of sequences"));
     assert_eq!(with(40, &[0xff; 8]), invalid("sequence"));
 }

@@ -97,18 +97,20 @@ pub(crate) fn bounds() -> BoxedStrategy<TopicBounds> {
         max_messages: any::<Option<u64>>(),
         max_bytes: any::<Option<u64>>(),
         overflow: select(vec![Overflow::Reject, Overflow::DropOldest, Overflow::DeadLetter]),
+        dedup_window_ms: any::<Option<u64>>(),
     })
     .boxed()
 }
 
 fn bounds_change() -> BoxedStrategy<BoundsChange> {
-    (bounds(), any::<[bool; 5]>())
+    (bounds(), any::<[bool; 6]>())
         .prop_map(|(bounds, changes)| BoundsChange {
             message_ttl_ms: changes[0].then_some(bounds.message_ttl_ms),
             expired: changes[1].then_some(bounds.expired),
             max_messages: changes[2].then_some(bounds.max_messages),
             max_bytes: changes[3].then_some(bounds.max_bytes),
             overflow: changes[4].then_some(bounds.overflow),
+            dedup_window_ms: changes[5].then_some(bounds.dedup_window_ms),
         })
         .boxed()
 }
@@ -238,6 +240,7 @@ fn publish() -> BoxedStrategy<Publish> {
         producer: (-1..=i64::MAX).prop_map(ProducerId),
         epoch: id(ProducerEpoch),
         ack: select(vec![AckLevel::None, AckLevel::Leader, AckLevel::Quorum]),
+        keyed: any::<bool>(),
         seq_count: 1..=u32::MAX,
         base_sequence: (0..u64::MAX >> 1).prop_map(Sequence),
         resolved_upto: id(Sequence),

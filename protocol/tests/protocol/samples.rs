@@ -180,6 +180,7 @@ fn config() -> TopicConfig {
             max_messages: Some(1_000_000),
             max_bytes: None,
             overflow: Overflow::DropOldest,
+            dedup_window_ms: Some(600_000),
         },
     }
 }
@@ -319,6 +320,7 @@ pub(crate) fn publish(compression: Compression) -> Publish {
         producer: ProducerId(7),
         epoch: ProducerEpoch(1),
         ack: AckLevel::Quorum,
+        keyed: true,
         seq_count: batch.record_count,
         base_sequence: Sequence((1 << 31) + 40),
         resolved_upto: Sequence((1 << 31) + 38),

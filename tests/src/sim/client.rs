@@ -436,6 +436,7 @@ impl Publisher {
             headers: own_header.as_slice(),
             timestamp: None,
             deliver_at: None,
+            idempotency_key: None,
         };
         match engine.enqueue(self.key, || (now, wall), &message, None) {
             Enqueue::Placed { completion, place } => {
@@ -451,6 +452,7 @@ impl Publisher {
     fn settle(&mut self, oracle: &mut Oracle) {
         self.waiting.retain(|(number, place, completion)| match completion.outcome() {
             None => true,
+            Some(BatchOutcome::Parts(_)) => unreachable!("these messages have no idempotency keys"),
             Some(BatchOutcome::Stored(stored)) => {
                 match stored.place {
                     Place::Offsets(base) => {

@@ -51,6 +51,7 @@ impl Copyist {
             headers: &self.record.headers,
             timestamp: None,
             deliver_at: None,
+            idempotency_key: None,
         };
         match engine.enqueue(self.key, || (now, wall), &message, None) {
             Enqueue::Placed { completion, .. } => self.sent = Some(completion),

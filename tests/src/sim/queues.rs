@@ -61,6 +61,7 @@ pub(crate) fn roll_bounds(
             1 => Overflow::DropOldest,
             _ => Overflow::DeadLetter,
         },
+        dedup_window_ms: None,
     }
 }
 

@@ -1,7 +1,9 @@
 //! Owns the rules for names and topic settings. Never looks at what exists. Driven by `Image::check`.
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::{Breaker, QueuePolicy, TopicBounds, TopicConfig};
+use postrider_protocol::message::{
+    Breaker, DEDUP_WINDOW_MS_MAX, DEDUP_WINDOW_MS_MIN, QueuePolicy, TopicBounds, TopicConfig,
+};
 use postrider_protocol::types::TopicKind;
 
 use crate::limits::{
@@ -96,14 +98,21 @@ pub fn validate_config(config: &TopicConfig) -> Result<(), ErrorBody> {
 /// A broker of this version keeps bounds of queues, by age and by number. A bound that nobody keeps is none, so
 /// others are refused.
 fn validate_bounds(config: &TopicConfig) -> Result<(), ErrorBody> {
-    let TopicBounds { message_ttl_ms, expired: _, max_messages, max_bytes, overflow: _ } =
-        config.bounds;
+    let TopicBounds {
+        message_ttl_ms,
+        expired: _,
+        max_messages,
+        max_bytes,
+        overflow: _,
+        dedup_window_ms,
+    } = config.bounds;
     let unsupported = |text| Err(ErrorBody::new(ErrorCode::Unsupported, text));
     let zero = |name: &str| {
         let text = format!("{name} = 0, but must be at least 1; leave it out for no bound");
         Err(ErrorBody::new(ErrorCode::InvalidConfig, text))
     };
-    if config.kind != TopicKind::Queue && !config.bounds.is_none() {
+    let of_queues = TopicBounds { dedup_window_ms: None, ..config.bounds };
+    if config.kind != TopicKind::Queue && !of_queues.is_none() {
         return unsupported(
             "a TTL and max_messages bound the unsettled messages of a queue; bound a log topic by retention",
         );
@@ -116,6 +125,13 @@ fn validate_bounds(config: &TopicConfig) -> Result<(), ErrorBody> {
     }
     if max_messages == Some(0) {
         return zero("max_messages");
+    }
+    if dedup_window_ms.is_some_and(|ms| !(DEDUP_WINDOW_MS_MIN..=DEDUP_WINDOW_MS_MAX).contains(&ms))
+    {
+        let text = format!(
+            "dedup_window_ms must be {DEDUP_WINDOW_MS_MIN} to {DEDUP_WINDOW_MS_MAX} (1 s to 7 days)"
+        );
+        return Err(ErrorBody::new(ErrorCode::InvalidConfig, text));
     }
     Ok(())
 }

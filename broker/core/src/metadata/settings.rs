@@ -5,7 +5,7 @@
 //! settings   u8 count | count x (u8 tag | u64 value), tags rising; what has its default is left out
 //! change     u8 count | count x (u8 tag | option u64 value), tags rising; none = the default
 //! tag  1 message_ttl_ms   2 expired (0 drop, 1 dead letter)   3 max_messages   4 max_bytes
-//!      5 overflow (0 reject, 1 drop oldest, 2 dead letter)
+//!      5 overflow (0 reject, 1 drop oldest, 2 dead letter)    6 dedup_window_ms
 //! ```
 //! So a setting that is added needs no new form: a tag that is not known means a later version of the broker.
 
@@ -19,15 +19,18 @@ const EXPIRED: u8 = 2;
 const MAX_MESSAGES: u8 = 3;
 const MAX_BYTES: u8 = 4;
 const OVERFLOW: u8 = 5;
+const DEDUP_WINDOW_MS: u8 = 6;
 
 pub(super) fn put_settings(out: &mut Writer<'_>, bounds: &TopicBounds) {
-    let TopicBounds { message_ttl_ms, expired, max_messages, max_bytes, overflow } = *bounds;
+    let TopicBounds { message_ttl_ms, expired, max_messages, max_bytes, overflow, dedup_window_ms } =
+        *bounds;
     let settings = [
         (MESSAGE_TTL_MS, message_ttl_ms),
         (EXPIRED, (expired != Expired::default()).then_some(expired as u64)),
         (MAX_MESSAGES, max_messages),
         (MAX_BYTES, max_bytes),
         (OVERFLOW, (overflow != Overflow::default()).then_some(overflow as u64)),
+        (DEDUP_WINDOW_MS, dedup_window_ms),
     ];
     put_tagged(out, settings.into_iter().filter_map(|(tag, value)| Some((tag, value?))));
 }
@@ -40,18 +43,27 @@ pub(super) fn take_settings(input: &mut Reader<'_>) -> Result<TopicBounds, Decod
         max_messages: settings.remove(&MAX_MESSAGES),
         max_bytes: settings.remove(&MAX_BYTES),
         overflow: other_than_default(settings.remove(&OVERFLOW), overflow)?,
+        dedup_window_ms: settings.remove(&DEDUP_WINDOW_MS),
     };
     if settings.is_empty() { Ok(bounds) } else { Err(UNKNOWN) }
 }
 
 pub(super) fn put_change(out: &mut Writer<'_>, change: &BoundsChange) {
-    let BoundsChange { message_ttl_ms, expired, max_messages, max_bytes, overflow } = *change;
+    let BoundsChange {
+        message_ttl_ms,
+        expired,
+        max_messages,
+        max_bytes,
+        overflow,
+        dedup_window_ms,
+    } = *change;
     let changes = [
         (MESSAGE_TTL_MS, message_ttl_ms),
         (EXPIRED, expired.map(|expired| Some(expired as u64))),
         (MAX_MESSAGES, max_messages),
         (MAX_BYTES, max_bytes),
         (OVERFLOW, overflow.map(|overflow| Some(overflow as u64))),
+        (DEDUP_WINDOW_MS, dedup_window_ms),
     ];
     put_tagged(out, changes.into_iter().filter_map(|(tag, value)| Some((tag, value?))));
 }
@@ -70,6 +82,7 @@ pub(super) fn take_change(input: &mut Reader<'_>) -> Result<BoundsChange, Decode
             .remove(&OVERFLOW)
             .map(|value| value.and_then(overflow).ok_or(UNKNOWN))
             .transpose()?,
+        dedup_window_ms: changes.remove(&DEDUP_WINDOW_MS),
     };
     if changes.is_empty() { Ok(change) } else { Err(UNKNOWN) }
 }
@@ -126,6 +139,7 @@ mod tests {
         max_messages: None,
         max_bytes: Some(7),
         overflow: Overflow::DropOldest,
+        dedup_window_ms: Some(9),
     };
 
     fn bytes(bounds: &TopicBounds) -> BytesMut {
@@ -157,7 +171,7 @@ mod tests {
         };
         assert!(with(&[(1, 5), (5, 2)]).is_ok());
         for refused in
-            [&[(6, 1)][..], &[(0, 1)], &[(3, 1), (1, 1)], &[(5, 3)], &[(5, 0)], &[(2, 0)]]
+            [&[(7, 1)][..], &[(0, 1)], &[(3, 1), (1, 1)], &[(5, 3)], &[(5, 0)], &[(2, 0)]]
         {
             assert!(with(refused).is_err(), "{refused:?}");
         }

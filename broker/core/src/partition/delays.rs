@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
@@ -139,8 +138,7 @@ impl<R: Clone> Partition<R> {
             trailer: Trailer { released: runs.clone(), ..Trailer::default() }.encode(),
         };
         let change = Change::Released(ReleasedChange { record_count: batch.record_count, runs });
-        let mut pending =
-            PendingAppend::new(Drafted { draft: Some(draft), change, reply: Reply::Nobody });
+        let mut pending = PendingAppend::new(Drafted::new(draft, change, Reply::Nobody));
         self.put_epoch_start_first(now, &mut pending);
         Some(pending)
     }
@@ -255,11 +253,6 @@ fn live_runs(due: &Due) -> Vec<DelayRun> {
         first = end + 1;
     }
     runs
-}
-
-/// The trailer of a Delayed entry.
-pub(super) fn delayed_trailer(due: TimestampMs) -> Bytes {
-    Trailer { deliver_at: Some(due), ..Trailer::default() }.encode()
 }
 
 /// The id of a delayed message that a session's run holds.

@@ -16,8 +16,12 @@ use postrider_protocol::types::{
     SubscriptionId, TimestampMs, TopicId,
 };
 
+use super::keys::{EntryKeys, Keyed};
 use super::state::Change;
-use crate::limits::{DELAYED_PER_PARTITION_MAX, SESSION_IDLE_MS, SESSIONS_PER_PARTITION_MAX};
+use crate::limits::{
+    DEDUP_BYTES_PER_PARTITION_MAX, DELAYED_PER_PARTITION_MAX, SESSION_IDLE_MS,
+    SESSIONS_PER_PARTITION_MAX,
+};
 use crate::queue::MemberKey;
 
 /// A connection's number, rising in the order in which connections were accepted by this process. A
@@ -47,6 +51,8 @@ pub struct PartitionLimits {
     pub sessions_max: usize,
     /// How long a session may be idle.
     pub session_idle_ms: u64,
+    /// Memory of the idempotency keys. At the bound a publish of new ones is refused with `DedupCapacity`.
+    pub dedup_bytes_max: usize,
     /// Delayed messages that wait. At the bound a publish of more is refused with `LimitExceeded`.
     pub delayed_max: u64,
 }
@@ -56,6 +62,7 @@ impl Default for PartitionLimits {
         Self {
             sessions_max: SESSIONS_PER_PARTITION_MAX,
             session_idle_ms: SESSION_IDLE_MS,
+            dedup_bytes_max: DEDUP_BYTES_PER_PARTITION_MAX,
             delayed_max: DELAYED_PER_PARTITION_MAX,
         }
     }
@@ -68,6 +75,8 @@ pub struct PublishRequest<'a, R> {
     pub head: &'a PublishHead,
     /// Its batch.
     pub batch: &'a Batch,
+    /// The idempotency keys in it ([`super::read_keys`]); none where its head says that there are none.
+    pub keys: &'a [Keyed],
     /// Where it came from.
     pub connection: ConnectionId,
     /// One past the last producer id that the cluster has granted.
@@ -79,6 +88,7 @@ pub struct PublishRequest<'a, R> {
 /// What a request leads to.
 #[must_use]
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "nearly every decision appends, and none is kept")]
 pub enum Decision<R> {
     /// Entries have to be appended now, under the same lock.
     Append(PendingAppend<R>),
@@ -199,6 +209,10 @@ impl<R> PendingAppend<R> {
         }
     }
 
+    pub(super) fn put_last(&mut self, drafted: Drafted<R>) {
+        self.rest.push_back(drafted);
+    }
+
     pub(super) fn put_before_last(&mut self, drafted: Drafted<R>) {
         match self.rest.pop_back() {
             Some(last) => self.rest.extend([drafted, last]),
@@ -220,7 +234,34 @@ impl<R> PendingAppend<R> {
 pub(super) struct Drafted<R> {
     pub(super) draft: Option<EntryDraft>,
     pub(super) change: Change,
+    /// The idempotency keys of its messages.
+    pub(super) keys: EntryKeys,
     pub(super) reply: Reply<R>,
+    /// Who published the same messages again before they are committed.
+    pub(super) twins: Vec<Twin<R>>,
+}
+
+impl<R> Drafted<R> {
+    /// Without keys.
+    pub(super) fn new(draft: EntryDraft, change: Change, reply: Reply<R>) -> Self {
+        Self { draft: Some(draft), change, keys: EntryKeys::default(), reply, twins: Vec::new() }
+    }
+}
+
+/// A publish of messages that are in flight already, by their idempotency keys. It shares their outcome.
+#[derive(Debug)]
+pub(super) struct Twin<R> {
+    pub(super) route: R,
+    pub(super) ack: AckLevel,
+    pub(super) producer: ProducerId,
+    pub(super) base_sequence: Sequence,
+    pub(super) count: u32,
+    /// The place of the first in the entry that it waits for.
+    pub(super) position: u32,
+    /// Whether it says the same as that; else its key is reused.
+    pub(super) is_same: bool,
+    /// Publish bytes charged to the route.
+    pub(super) bytes: usize,
 }
 
 /// Whom an entry answers once it lies below the high watermark.
@@ -230,6 +271,8 @@ pub(super) enum Reply<R> {
     Nobody,
     /// A producer.
     Publish(PublishReply<R>),
+    /// Nobody: it begins a session of which nothing else is stored yet.
+    Session(SessionReply),
     /// A request about a subscription.
     State(R),
     /// Acknowledgements, several in one entry.
@@ -244,8 +287,17 @@ pub(super) struct PublishReply<R> {
     pub(super) base_sequence: Sequence,
     /// Publish bytes charged to the route.
     pub(super) bytes: usize,
+    /// Where the session goes on: behind its sequences, and behind those of duplicates that follow them.
+    pub(super) next_sequence: Sequence,
     /// Whether the entry begins a session.
     pub(super) opens_session: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct SessionReply {
+    pub(super) connection: ConnectionId,
+    /// Where the session goes on: behind the duplicates that it began with.
+    pub(super) next_sequence: Sequence,
 }
 
 #[derive(Debug)]

@@ -23,9 +23,11 @@ use super::command::{BODY_VERSION, StateCommand};
 use super::delays::DelayedChange;
 use super::effect::{
     AckReply, Appended, ConnectionId, Drafted, Effect, EntryDraft, OwnerChange, PartitionIdentity,
-    PartitionLimits, PendingAppend, PublishReply, Refusal, Reply, StateCommitted, storage_failed,
+    PartitionLimits, PendingAppend, PublishReply, Refusal, Reply, SessionReply, StateCommitted,
+    Twin, storage_failed,
 };
 use super::expiry::Expiry;
+use super::keys::KeysInFlight;
 use super::producers::DataChange;
 use super::queue_commands::DeadIntent;
 use super::queue_ops::QueueOps;
@@ -42,6 +44,7 @@ use crate::queue::{DeadTarget, Dispatcher};
 pub(super) struct Pending<R> {
     pub(super) entry: AppliedEntry,
     pub(super) reply: Reply<R>,
+    pub(super) twins: Vec<Twin<R>>,
 }
 
 /// The leader of one partition. `R` is the route of a reply, opaque here.
@@ -64,6 +67,8 @@ pub struct Partition<R> {
     pub(super) tail_end: Position,
     pub(super) epoch_started: bool,
     pub(super) sessions: Sessions,
+    /// The idempotency keys of what is pending.
+    pub(super) keys_in_flight: KeysInFlight,
     /// The subscriptions as they are if everything appended commits.
     pub(super) tail_subscriptions: Subscriptions,
     pub(super) acks: AckQueue<R>,
@@ -103,6 +108,7 @@ impl<R: Clone> Partition<R> {
             tail_end: state.end(),
             epoch_started: false,
             sessions: Sessions::new(state.producers()),
+            keys_in_flight: KeysInFlight::default(),
             tail_subscriptions: state.subscriptions().clone(),
             acks: AckQueue::default(),
             queues: BTreeMap::new(),
@@ -162,6 +168,7 @@ impl<R: Clone> Partition<R> {
             append_time: appended.append_time,
             leader_epoch: self.identity.leader_epoch,
             change: drafted.change,
+            keys: drafted.keys,
         };
         let at = Position::new(entry.index, entry.base_offset);
         assert!(at == self.tail_end, "appended at {at:?}, the tail ends at {:?}", self.tail_end);
@@ -171,10 +178,22 @@ impl<R: Clone> Partition<R> {
             Change::Data(data) | Change::Delayed(DelayedChange { data, .. }) => {
                 self.data_appended(data, appended.index, &drafted.reply);
             }
-            Change::State(command) => self.state_appended(command, entry.base_offset),
+            Change::State(command) => {
+                self.state_appended(command, entry.base_offset);
+                self.session_begun(command, &drafted.reply);
+            }
             Change::Released(_) | Change::Nothing => {}
         }
-        self.pending.push_back(Pending { entry, reply: drafted.reply });
+        let (reply, twins) = (drafted.reply, drafted.twins);
+        self.pending.push_back(Pending { entry, reply, twins });
+    }
+
+    fn session_begun(&mut self, command: &StateCommand, reply: &Reply<R>) {
+        if let StateCommand::ProducerFence { producer, epoch } = command
+            && let Reply::Session(SessionReply { connection, next_sequence }) = reply
+        {
+            self.sessions.begun(*producer, *epoch, *connection, *next_sequence);
+        }
     }
 
     fn data_appended(&mut self, data: &DataChange, index: EntryIndex, reply: &Reply<R>) {
@@ -186,6 +205,7 @@ impl<R: Clone> Partition<R> {
                 data.epoch,
                 publish.connection,
                 (publish.base_sequence, data.seq_count, index),
+                publish.next_sequence,
                 publish.opens_session,
             );
         }
@@ -231,6 +251,10 @@ impl<R: Clone> Partition<R> {
 
     fn refuse(&mut self, drafted: Drafted<R>, refusal: Refusal, effects: &mut Vec<Effect<R>>) {
         let error = refusal.error();
+        self.keys_in_flight.remove(&drafted.keys.keyed);
+        for twin in drafted.twins {
+            self.answer_twin(twin, outcome_of(error.clone()), effects);
+        }
         match &drafted.change {
             Change::State(command) => self.queue_refused(command),
             Change::Released(released) => self.release_refused(released),
@@ -256,7 +280,7 @@ impl<R: Clone> Partition<R> {
                         .map(|reply| Effect::Refused { route: reply.route, error: error.clone() }),
                 );
             }
-            (Reply::Nobody | Reply::Publish(_), _) => {}
+            (Reply::Nobody | Reply::Session(_) | Reply::Publish(_), _) => {}
         }
     }
 
@@ -283,6 +307,10 @@ impl<R: Clone> Partition<R> {
                 self.cancel_verdicts = self.verdicts_of(ids);
             }
             self.state.apply(&pending.entry).expect("the leader appends what the fold accepts");
+            self.keys_in_flight.remove(&pending.entry.keys.keyed);
+            if !pending.twins.is_empty() {
+                open = OpenRun::None;
+            }
             match (&pending.entry.change, pending.reply) {
                 (Change::Data(data), Reply::Publish(reply)) => {
                     self.confirm(&pending.entry, data, reply, &mut open, effects);
@@ -301,6 +329,10 @@ impl<R: Clone> Partition<R> {
                     self.release_committed(&pending.entry, released, effects);
                 }
                 (Change::Data(_) | Change::Delayed(_) | Change::Nothing, _) => {}
+            }
+            if !pending.twins.is_empty() {
+                open = OpenRun::None;
+                self.twins_committed(&pending.entry, pending.twins, effects);
             }
         }
         self.wake_queues(effects);
@@ -398,6 +430,7 @@ impl<R: Clone> Partition<R> {
             }
             Reply::State(route) => effects.extend(self.state_reply(command, route)),
             Reply::Acks(replies) => self.ack_replies(replies, end, effects),
+            Reply::Session(_) => self.sessions.begin_committed(),
             Reply::Publish(_) | Reply::Nobody => {}
         }
     }
@@ -544,8 +577,7 @@ impl<R: Clone> Partition<R> {
             body,
             trailer: Bytes::new(),
         };
-        let drafted = Drafted { draft: Some(draft), change: Change::Nothing, reply: Reply::Nobody };
-        let mut pending = PendingAppend::new(drafted);
+        let mut pending = PendingAppend::new(Drafted::new(draft, Change::Nothing, Reply::Nobody));
         self.put_epoch_start_first(now, &mut pending);
         Some(pending)
     }
@@ -555,9 +587,9 @@ impl<R: Clone> Partition<R> {
     pub fn fail(&mut self, effects: &mut Vec<Effect<R>>) {
         self.failed = true;
         let pending = std::mem::take(&mut self.pending);
-        for Pending { entry, reply } in pending {
-            let draft = None;
-            self.refuse(Drafted { draft, change: entry.change, reply }, Refusal::Failed, effects);
+        for Pending { entry: AppliedEntry { change, keys, .. }, reply, twins } in pending {
+            let drafted = Drafted { draft: None, change, keys, reply, twins };
+            self.refuse(drafted, Refusal::Failed, effects);
         }
         let waiting: Vec<R> = self.acks.drain_routes().collect();
         for route in waiting.into_iter().chain(self.ops.drain_routes()) {
@@ -604,6 +636,11 @@ impl<R: Clone> Partition<R> {
             self.agenda.check(self.state.delays());
         }
         self.sessions.check(self.state.producers());
+        let keyed = self.pending.iter().map(|pending| pending.entry.keys.keyed.len()).sum();
+        assert!(
+            self.keys_in_flight.len() == keyed || self.failed,
+            "the keys in flight are those of pending entries"
+        );
         let mut folded = self.state.subscriptions().clone();
         for pending in &self.pending {
             if let Change::State(command) = &pending.entry.change {
@@ -627,7 +664,7 @@ impl<R: Clone> Partition<R> {
     pub(super) fn drafted(&self, now: Now, entry: (Change, Reply<R>)) -> Drafted<R> {
         let (change, reply) = entry;
         let Change::State(command) = &change else { panic!("publish drafts batches") };
-        Drafted { draft: Some(self.draft(now, command)), change, reply }
+        Drafted::new(self.draft(now, command), change, reply)
     }
 
     pub(super) fn put_epoch_start_first(&self, now: Now, pending: &mut PendingAppend<R>) {
@@ -639,8 +676,8 @@ impl<R: Clone> Partition<R> {
             node: self.identity.node,
             incarnation: u64::from(self.identity.leader_epoch.0),
         };
-        let draft = Some(self.draft(now, &command));
-        pending.put_first(Drafted { draft, change: Change::State(command), reply: Reply::Nobody });
+        let draft = self.draft(now, &command);
+        pending.put_first(Drafted::new(draft, Change::State(command), Reply::Nobody));
     }
 
     fn draft(&self, now: Now, command: &StateCommand) -> EntryDraft {
@@ -679,7 +716,7 @@ impl<R: Clone> Partition<R> {
 }
 
 /// A refusal before the append is definite, unless the code says that nothing is certain.
-fn outcome_of(error: ErrorBody) -> Outcome {
+pub(super) fn outcome_of(error: ErrorBody) -> Outcome {
     if error.code == ErrorCode::StorageFailed {
         Outcome::Unknown { error }
     } else {

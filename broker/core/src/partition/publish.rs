@@ -6,25 +6,38 @@ use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{Outcome, PublishHead};
+use postrider_protocol::trailer::Trailer;
 use postrider_protocol::types::{EntryIndex, Offset, ProducerId, Sequence, TimestampMs};
 
-use super::delays::{DelayedChange, delayed_trailer, id_in};
+use super::delays::{DelayedChange, id_in};
 use super::effect::{
     ConnectionId, Decision, Drafted, Effect, EntryDraft, PendingAppend, PublishReply,
     PublishRequest, Reply, storage_failed,
 };
+use super::keyed_publish::KeyedBatch;
+use super::keys::EntryKeys;
 use super::leader::Partition;
 use super::producers::{DataChange, RunPlace, sequence_low};
-use super::sessions::{Found, Objection, Piece, Standing};
+use super::sessions::{Found, Objection, Sent, Standing};
 use super::state::Change;
 use super::subscribe::taking_over;
 use crate::now::Now;
 
 /// Where a publish came from and where its confirm goes.
-struct Source<R> {
-    connection: ConnectionId,
-    route: R,
-    bytes: usize,
+pub(super) struct Source<R> {
+    pub(super) connection: ConnectionId,
+    pub(super) route: R,
+    pub(super) bytes: usize,
+}
+
+/// A batch of a publish, or a part of it, on its way to an entry.
+pub(super) struct Piece<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) base_sequence: Sequence,
+    /// Where its session goes on behind it.
+    pub(super) next_sequence: Sequence,
+    pub(super) keys: EntryKeys,
+    pub(super) opens_session: bool,
 }
 
 impl<R: Clone> Partition<R> {
@@ -82,31 +95,52 @@ impl<R: Clone> Partition<R> {
         due: Option<TimestampMs>,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
-        let PublishRequest { head, batch, connection, producer_ids_end, route } = request;
+        let PublishRequest { head, batch, keys, connection, producer_ids_end, route } = request;
         let source = Source { connection, route, bytes: batch.body.len() };
         if let Err(outcome) = self.check(head, batch) {
             return self.answer(head, outcome, source.route, effects);
         }
-        let opens_session = match self.judge(head, connection, producer_ids_end) {
-            Ok(Standing::First) => true,
-            Ok(Standing::Next) => false,
-            Ok(Standing::Retry) => return self.retry(head, source, effects),
+        let standing = match self.judge(head, connection, producer_ids_end) {
+            Ok(standing) => standing,
             Err(objection) => return self.answer(head, objected(objection), source.route, effects),
         };
-        let counts = opens_session && !head.producer.is_internal();
-        let delayable = || due.map_or(Ok(()), |_due| self.check_delayable(batch.record_count));
-        // The broker's own messages, dead letters above all, are owed already: they always have room.
-        let room = || match head.producer.is_internal() {
-            true => Ok(()),
-            false => self.check_room(batch.record_count),
-        };
-        let checked =
-            self.check_appendable(counts).and_then(|()| delayable()).and_then(|()| room());
-        if let Err(error) = checked {
+        if !keys.is_empty() {
+            let keyed = KeyedBatch { head, batch, keys, due };
+            return self.publish_keyed(now, &keyed, standing, source, effects);
+        }
+        if standing == Standing::Retry {
+            return self.retry(head, source, effects);
+        }
+        let opens_session = standing == Standing::First;
+        if let Err(error) = self.check_storable(head, batch.record_count, due, opens_session) {
             return self.answer(head, Outcome::Rejected { error }, source.route, effects);
         }
-        let pending = self.draft_batch(now, head, batch, due, source, opens_session);
+        let piece = Piece {
+            batch,
+            base_sequence: head.base_sequence,
+            next_sequence: end_of(head),
+            keys: EntryKeys::default(),
+            opens_session,
+        };
+        let mut pending = PendingAppend::new(self.draft_batch(now, head, piece, due, source));
+        self.put_epoch_start_first(now, &mut pending);
         Decision::Append(pending)
+    }
+
+    /// Whether so many messages may be stored now.
+    pub(super) fn check_storable(
+        &self,
+        head: &PublishHead,
+        count: u32,
+        due: Option<TimestampMs>,
+        opens_session: bool,
+    ) -> Result<(), ErrorBody> {
+        self.check_appendable(opens_session && !head.producer.is_internal())?;
+        if due.is_some() {
+            self.check_delayable(count)?;
+        }
+        // The broker's own messages, dead letters above all, are owed already: they always have room.
+        if head.producer.is_internal() { Ok(()) } else { self.check_room(count) }
     }
 
     /// What is wrong with the publish, whatever its session.
@@ -178,31 +212,31 @@ impl<R: Clone> Partition<R> {
         Ok(())
     }
 
-    fn draft_batch(
+    pub(super) fn draft_batch(
         &self,
         now: Now,
         head: &PublishHead,
-        batch: &Batch,
+        piece: Piece<'_>,
         due: Option<TimestampMs>,
         source: Source<R>,
-        opens_session: bool,
-    ) -> PendingAppend<R> {
+    ) -> Drafted<R> {
+        let Piece { batch, base_sequence, next_sequence, keys, opens_session } = piece;
         let draft = EntryDraft {
             kind: due.map_or(EntryKind::Data, |_due| EntryKind::Delayed),
             flags: 0,
             leader_epoch: self.identity.leader_epoch,
             append_time: now.wall,
             record_count: batch.record_count,
-            seq_count: head.seq_count,
+            seq_count: batch.record_count,
             body: batch.body.clone(),
             body_crc: batch.crc,
-            trailer: due.map_or_else(Bytes::new, delayed_trailer),
+            trailer: trailer(due, &keys),
         };
         let data = DataChange {
             producer: head.producer,
             epoch: head.epoch,
-            sequence_low: sequence_low(head.base_sequence),
-            seq_count: head.seq_count,
+            sequence_low: sequence_low(base_sequence),
+            seq_count: batch.record_count,
             record_count: batch.record_count,
         };
         let change = match due {
@@ -213,17 +247,16 @@ impl<R: Clone> Partition<R> {
             route: source.route,
             connection: source.connection,
             ack: head.ack,
-            base_sequence: head.base_sequence,
+            base_sequence,
             bytes: source.bytes,
+            next_sequence,
             opens_session,
         });
-        let mut pending = PendingAppend::new(Drafted { draft: Some(draft), change, reply });
-        self.put_epoch_start_first(now, &mut pending);
-        pending
+        Drafted { keys, ..Drafted::new(draft, change, reply) }
     }
 
     /// One answer for the whole publish.
-    fn answer(
+    pub(super) fn answer(
         &self,
         head: &PublishHead,
         outcome: Outcome,
@@ -263,7 +296,7 @@ impl<R: Clone> Partition<R> {
 
     /// Has the batch in flight at `index` answer to a newer route. The older one is relieved of its
     /// bytes.
-    fn redirect(
+    pub(super) fn redirect(
         &mut self,
         index: EntryIndex,
         connection: ConnectionId,
@@ -285,7 +318,7 @@ impl<R: Clone> Partition<R> {
         }
     }
 
-    fn piece_outcome(&self, head: &PublishHead, piece: &Piece) -> Outcome {
+    pub(super) fn piece_outcome(&self, head: &PublishHead, piece: &Sent) -> Outcome {
         match piece.found {
             Found::Stored(run) => {
                 let into = piece.base.0 - run.base_sequence.0;
@@ -319,6 +352,18 @@ impl<R: Clone> Partition<R> {
             Found::InFlight(index) => panic!("the batch in flight at {index} answers for itself"),
         }
     }
+}
+
+/// One past the last sequence of a publish.
+pub(super) fn end_of(head: &PublishHead) -> Sequence {
+    Sequence(head.base_sequence.0 + u64::from(head.seq_count))
+}
+
+fn trailer(due: Option<TimestampMs>, keys: &EntryKeys) -> Bytes {
+    if due.is_none() && keys.keyed.is_empty() {
+        return Bytes::new();
+    }
+    Trailer { deliver_at: due, keys: keys.to_trailer(), ..Trailer::default() }.encode()
 }
 
 /// The outcome for a publish that its session refuses.

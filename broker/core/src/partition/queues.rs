@@ -285,7 +285,11 @@ impl<R: Clone> Partition<R> {
             {
                 Some(replies)
             }
-            Reply::Acks(_) | Reply::Nobody | Reply::Publish(_) | Reply::State(_) => None,
+            Reply::Acks(_)
+            | Reply::Nobody
+            | Reply::Session(_)
+            | Reply::Publish(_)
+            | Reply::State(_) => None,
         });
         settle.expect("an ack that is accepted is in flight").push(reply);
     }

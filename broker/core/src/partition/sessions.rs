@@ -56,7 +56,7 @@ struct LeaderSession {
 
 /// A part of a publish that needs no append.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct Piece {
+pub(super) struct Sent {
     pub(super) base: Sequence,
     pub(super) count: u32,
     pub(super) found: Found,
@@ -196,7 +196,7 @@ impl Sessions {
         &self,
         committed: &Producers,
         head: &PublishHead,
-        mut each: impl FnMut(Piece),
+        mut each: impl FnMut(Sent),
     ) {
         let end = Sequence(head.base_sequence.0 + u64::from(head.seq_count));
         let mut at = head.base_sequence;
@@ -204,7 +204,7 @@ impl Sessions {
             let (piece_end, found) = self.find(committed, head, at);
             let piece_end = piece_end.min(end);
             let count = u32::try_from(piece_end.0 - at.0).expect("a part of a u32 count");
-            each(Piece { base: at, count, found });
+            each(Sent { base: at, count, found });
             at = piece_end;
         }
     }
@@ -236,6 +236,55 @@ impl Sessions {
         }
     }
 
+    /// Where the session goes on if everything appended commits.
+    pub(super) fn next_sequence(
+        &self,
+        committed: &Producers,
+        producer: ProducerId,
+    ) -> Option<Sequence> {
+        self.tail(committed, producer).map(|tail| tail.next_sequence)
+    }
+
+    /// Passes over sequences of duplicates, of which nothing is stored: the session goes on at `next_sequence`.
+    pub(super) fn pass(
+        &mut self,
+        committed: &Producers,
+        head: &PublishHead,
+        next_sequence: Sequence,
+    ) {
+        let Some(tail) = self.tail(committed, head.producer) else { return };
+        let session = self.sessions.entry(head.producer).or_insert_with(|| LeaderSession {
+            tail: None,
+            connection: None,
+            in_flight: VecDeque::new(),
+        });
+        if tail.epoch != head.epoch {
+            session.in_flight.clear();
+        }
+        let epoch = head.epoch.max(tail.epoch);
+        session.tail = Some(Tail { epoch, next_sequence });
+    }
+
+    /// Counts an appended entry that begins a session.
+    pub(super) fn begun(
+        &mut self,
+        producer: ProducerId,
+        epoch: ProducerEpoch,
+        connection: ConnectionId,
+        next_sequence: Sequence,
+    ) {
+        self.opening += 1;
+        let tail = Some(Tail { epoch, next_sequence });
+        let session =
+            LeaderSession { tail, connection: Some(connection), in_flight: VecDeque::new() };
+        self.sessions.insert(producer, session);
+    }
+
+    /// Counts the same as committed.
+    pub(super) fn begin_committed(&mut self) {
+        self.opening -= 1;
+    }
+
     /// Counts an appended batch of a session.
     pub(super) fn appended(
         &mut self,
@@ -243,11 +292,12 @@ impl Sessions {
         epoch: ProducerEpoch,
         connection: ConnectionId,
         batch: (Sequence, u32, EntryIndex),
+        next_sequence: Sequence,
         opens_session: bool,
     ) {
         let (base_sequence, count, index) = batch;
         let in_flight = InFlight { base_sequence, count, index };
-        let tail = Tail { epoch, next_sequence: in_flight.end_sequence() };
+        let tail = Tail { epoch, next_sequence: next_sequence.max(in_flight.end_sequence()) };
         self.opening += usize::from(opens_session);
         let session = self.sessions.entry(producer).or_insert_with(|| LeaderSession {
             tail: None,

@@ -31,11 +31,14 @@ use super::queue_snapshot::{self, GONE_SECTION};
 use super::state::{APPLY_VERSION, EpochRange, PartitionState};
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::cursors::Position;
+use crate::dedup::{DedupDecodeError, DedupIndex, Generation};
 use crate::delay::DelayLane;
 use crate::limits::{EPOCHS_MAX, SESSION_RUNS_MAX};
 use crate::queue::QueueState;
 
 const SNAPSHOT_VERSION: u8 = 3;
+/// The idempotency keys, as `dedup/snapshot.rs` says.
+const DEDUP_SECTION: u8 = 5;
 /// Without sections.
 const SNAPSHOT_VERSION_PLAIN: u8 = 2;
 /// Without queues.
@@ -68,10 +71,16 @@ impl PartitionState {
         }
         let delays = delay_snapshot::encode(&self.delays, &self.producers);
         let gone = queue_snapshot::encode_gone(&self.queues);
-        let sections: Vec<(u8, Bytes)> = [(DELAY_SECTION, delays), (GONE_SECTION, gone)]
-            .into_iter()
-            .filter_map(|(tag, bytes)| Some((tag, bytes?)))
-            .collect();
+        let dedup = (!self.dedup.is_empty()).then(|| {
+            let mut bytes = BytesMut::new();
+            self.dedup.encode(&mut bytes);
+            bytes.freeze()
+        });
+        let sections: Vec<(u8, Bytes)> =
+            [(DELAY_SECTION, delays), (GONE_SECTION, gone), (DEDUP_SECTION, dedup)]
+                .into_iter()
+                .filter_map(|(tag, bytes)| Some((tag, bytes?)))
+                .collect();
         put_sections(&mut out, &sections);
         bytes.freeze()
     }
@@ -123,6 +132,10 @@ impl PartitionState {
         if let Some(section) = sections.remove(&GONE_SECTION) {
             queue_snapshot::decode_gone(section, &mut queues)?;
         }
+        let dedup = match sections.remove(&DEDUP_SECTION) {
+            Some(section) => take_dedup(section, append_time)?,
+            None => DedupIndex::default(),
+        };
         check_runs(&producers)?;
         if let Some(tag) = sections.keys().next() {
             return Err(SnapshotError::Section(*tag));
@@ -137,7 +150,18 @@ impl PartitionState {
             subscriptions,
             queues,
             delays,
+            dedup,
         })
+    }
+}
+
+/// No key was appended after everything that the snapshot covers.
+fn take_dedup(section: &[u8], append_time: TimestampMs) -> Result<DedupIndex, SnapshotError> {
+    let dedup = DedupIndex::decode(section)?;
+    let last = dedup.generations().filter_map(Generation::times).map(|(_first, last)| last).max();
+    match last.is_none_or(|last| last <= append_time) {
+        true => Ok(dedup),
+        false => Err(DecodeError::Invalid("time of an idempotency key").into()),
     }
 }
 
@@ -340,6 +364,9 @@ pub enum SnapshotError {
     /// It holds a part that belongs to a later version of the broker.
     #[error("the snapshot has a section {0}, which is not known here")]
     Section(u8),
+    /// The idempotency keys in it are no such, or of a later version.
+    #[error(transparent)]
+    Dedup(#[from] DedupDecodeError),
     /// The bytes are not canonical.
     #[error("the snapshot is malformed: {0}")]
     Malformed(#[from] DecodeError),

@@ -15,18 +15,21 @@ use postrider_protocol::types::{
 
 use super::command::{CommandError, Settlement, StateCommand, SubscriptionMode};
 use super::delays::{DelayedChange, ReleasedChange};
+use super::keys::EntryKeys;
 use super::producers::{DataChange, Producers};
 use super::queue_commands::{DeadDone, DeadIntent, Returned, SettledRuns};
 use super::subscriptions::Subscriptions;
 use crate::cursors::Position;
+use crate::dedup::{DedupIndex, Place};
 use crate::delay::DelayLane;
 use crate::limits::EPOCHS_MAX;
 use crate::queue::{Failure, QueueState};
 
 /// The version of the rules in this file. An `EpochStart` names the version that applies to what
 /// follows it; a higher one than this is refused. 2 added queue subscriptions, 3 delayed messages, 4 which way
-/// messages left a queue, 5 dead letters of an overflow and redriven ones; what 1 to 4 say is folded as before.
-pub const APPLY_VERSION: u16 = 5;
+/// messages left a queue, 5 dead letters of an overflow and redriven ones, 6 idempotency keys in trailers; what 1 to 5
+/// say is folded as before.
+pub const APPLY_VERSION: u16 = 6;
 
 /// What an entry changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -56,6 +59,8 @@ pub struct AppliedEntry {
     pub leader_epoch: LeaderEpoch,
     /// What it changes.
     pub change: Change,
+    /// The idempotency keys of its messages.
+    pub keys: EntryKeys,
 }
 
 impl AppliedEntry {
@@ -65,17 +70,11 @@ impl AppliedEntry {
     /// The entry means something that this build does not know, or its body is malformed.
     pub fn from_view(entry: &EntryView<'_>) -> Result<Self, ApplyError> {
         let header = &entry.header;
-        let change = if header.kind == EntryKind::Data {
-            match Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?.released {
-                runs if runs.is_empty() => Change::Data(data_change(entry)?),
-                runs => {
-                    Change::Released(ReleasedChange { record_count: header.record_count, runs })
-                }
-            }
-        } else if header.kind == EntryKind::Delayed {
+        let mut keys = EntryKeys::default();
+        let change = if let EntryKind::Data | EntryKind::Delayed = header.kind {
             let trailer = Trailer::decode(entry.trailer).map_err(ApplyError::Trailer)?;
-            let due = trailer.deliver_at.ok_or(ApplyError::NotDue)?;
-            Change::Delayed(DelayedChange { data: data_change(entry)?, due })
+            keys = entry_keys(&trailer, header.record_count)?;
+            batch_change(entry, trailer)?
         } else {
             StateCommand::decode(header.kind, entry.body)?.map_or(Change::Nothing, Change::State)
         };
@@ -85,6 +84,7 @@ impl AppliedEntry {
             append_time: header.append_time,
             leader_epoch: header.leader_epoch,
             change,
+            keys,
         })
     }
 
@@ -94,6 +94,16 @@ impl AppliedEntry {
     /// As [`AppliedEntry::from_view`].
     pub fn from_entry(entry: &Entry) -> Result<Self, ApplyError> {
         Self::from_view(&entry.view())
+    }
+
+    /// What names its message at `position`.
+    pub(super) fn place(&self, position: u32) -> Place {
+        match self.change {
+            Change::Delayed(_) => Place::Delayed { index: self.index, position },
+            Change::Data(_) | Change::Released(_) | Change::State(_) | Change::Nothing => {
+                Place::Offset(Offset(self.base_offset.0 + u64::from(position)))
+            }
+        }
     }
 
     /// The position behind it.
@@ -109,6 +119,28 @@ impl AppliedEntry {
             offset: Offset(self.base_offset.0 + records),
         }
     }
+}
+
+fn entry_keys(trailer: &Trailer, record_count: u32) -> Result<EntryKeys, ApplyError> {
+    let keys = EntryKeys::from_trailer(&trailer.keys);
+    match keys.keyed.last() {
+        Some(last) if last.position >= record_count => {
+            Err(ApplyError::Trailer(DecodeError::Invalid("position of an idempotency key")))
+        }
+        _ => Ok(keys),
+    }
+}
+
+fn batch_change(entry: &EntryView<'_>, trailer: Trailer) -> Result<Change, ApplyError> {
+    if entry.header.kind == EntryKind::Delayed {
+        let due = trailer.deliver_at.ok_or(ApplyError::NotDue)?;
+        return Ok(Change::Delayed(DelayedChange { data: data_change(entry)?, due }));
+    }
+    if trailer.released.is_empty() {
+        return Ok(Change::Data(data_change(entry)?));
+    }
+    let (record_count, runs) = (entry.header.record_count, trailer.released);
+    Ok(Change::Released(ReleasedChange { record_count, runs }))
 }
 
 /// The producer's fields among the 40 Kafka bytes (big-endian): `22 i64 producer id | 30 i16 epoch |
@@ -149,6 +181,8 @@ pub struct PartitionState {
     pub(super) queues: BTreeMap<SubscriptionId, QueueState>,
     /// The messages that wait for their time.
     pub(super) delays: DelayLane,
+    /// The idempotency keys that are remembered.
+    pub(super) dedup: DedupIndex,
 }
 
 impl PartitionState {
@@ -194,6 +228,12 @@ impl PartitionState {
         &self.delays
     }
 
+    /// The idempotency keys that are remembered.
+    #[must_use]
+    pub fn dedup(&self) -> &DedupIndex {
+        &self.dedup
+    }
+
     /// The queue subscriptions, by id.
     pub fn queues(&self) -> impl Iterator<Item = (SubscriptionId, &QueueState)> {
         self.queues.iter().map(|(id, state)| (*id, state))
@@ -220,9 +260,23 @@ impl PartitionState {
             Change::State(command) => self.apply_state(entry, command)?,
             Change::Nothing => {}
         }
-        self.end = entry.end();
         self.append_time = self.append_time.max(entry.append_time);
+        self.remember(entry);
+        self.end = entry.end();
         Ok(())
+    }
+
+    /// Time passes for keys with entries that have some. Until then old ones stay, and the leader takes none for a
+    /// duplicate that is older than any would be kept.
+    fn remember(&mut self, entry: &AppliedEntry) {
+        let EntryKeys { window_ms, keyed } = &entry.keys;
+        if keyed.is_empty() {
+            return;
+        }
+        drop(self.dedup.advance(self.append_time, *window_ms));
+        let items: Vec<_> =
+            keyed.iter().map(|keyed| (keyed.fingerprint, entry.place(keyed.position))).collect();
+        self.dedup.insert_many(&items, self.append_time);
     }
 
     fn apply_state(

@@ -185,6 +185,7 @@ impl World {
             producer,
             epoch: ProducerEpoch(0),
             ack: AckLevel::Quorum,
+            keyed: false,
             seq_count: u32::try_from(count).unwrap(),
             base_sequence: Sequence(sequence),
             resolved_upto: Sequence(sequence),
@@ -214,6 +215,7 @@ impl World {
         let request = PublishRequest {
             head: &sent.head,
             batch: &sent.batch,
+            keys: &[],
             connection: ConnectionId(1),
             producer_ids_end: ProducerId(i64::MAX),
             route: u64::MAX,

@@ -70,6 +70,7 @@ impl Producer {
             producer: ProducerId(self.id),
             epoch: ProducerEpoch(self.epoch),
             ack: AckLevel::Quorum,
+            keyed: false,
             seq_count: u32::try_from(count).unwrap(),
             base_sequence: Sequence(base),
             resolved_upto: Sequence(resolved_upto),

@@ -205,6 +205,7 @@ impl World {
             producer: ProducerId::NONE,
             epoch: ProducerEpoch(0),
             ack,
+            keyed: false,
             seq_count: 2,
             base_sequence: Sequence(self.tags),
             resolved_upto: Sequence(0),
@@ -238,6 +239,7 @@ impl World {
         let request = PublishRequest {
             head: &frame.head,
             batch: &frame.batch,
+            keys: &[],
             connection: frame.connection,
             producer_ids_end: ProducerId(self.producer_ids),
             route: Route::Publish(frame.connection),

@@ -15,6 +15,7 @@ const NONE: TopicBounds = TopicBounds {
     max_messages: None,
     max_bytes: None,
     overflow: postrider_protocol::message::Overflow::Reject,
+    dedup_window_ms: None,
 };
 
 fn bounded() -> Stage {
@@ -68,6 +69,7 @@ fn what_is_in_flight_counts() {
         let request = PublishRequest {
             head: &head,
             batch: &batch,
+            keys: &[],
             connection: ConnectionId(0),
             producer_ids_end: ProducerId(100),
             route: 1_000,

@@ -191,6 +191,7 @@ impl Stage {
             producer,
             epoch: ProducerEpoch(0),
             ack: AckLevel::Quorum,
+            keyed: false,
             seq_count: 1,
             base_sequence: Sequence(sequence),
             resolved_upto: Sequence(sequence),
@@ -204,6 +205,7 @@ impl Stage {
         let request = PublishRequest {
             head,
             batch: &batch,
+            keys: &[],
             connection: ConnectionId(0),
             producer_ids_end: ProducerId(100),
             route,

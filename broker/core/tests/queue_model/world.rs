@@ -205,6 +205,7 @@ fn bounds(random: &mut Random) -> TopicBounds {
             1 => Overflow::DropOldest,
             _ => Overflow::DeadLetter,
         },
+        dedup_window_ms: None,
     }
 }
 
@@ -361,6 +362,7 @@ impl World {
             producer: ProducerId::NONE,
             epoch: ProducerEpoch(0),
             ack: AckLevel::None,
+            keyed: false,
             seq_count: count,
             base_sequence: Sequence(0),
             resolved_upto: Sequence(0),
@@ -369,6 +371,7 @@ impl World {
         let request = PublishRequest {
             head: &head,
             batch: &batch,
+            keys: &[],
             connection: ConnectionId(0),
             producer_ids_end: ProducerId(0),
             route: 0,

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use postrider_core::delay::Due;
-use postrider_core::partition::{ConnectionId, Payload, PublishRequest};
+use postrider_core::partition::{ConnectionId, Keyed, Payload, PublishRequest};
 use postrider_protocol::message::{DelayId, DelayedPartition, PublishDelayed};
 use postrider_protocol::types::{CorrelationId, EntryIndex};
 
@@ -18,6 +18,7 @@ impl Leader {
         &mut self,
         partition: &PartitionHandle,
         delayed: &PublishDelayed,
+        keys: &[Keyed],
         outbox: &Arc<Outbox>,
         turn: &Turn<'_>,
     ) {
@@ -25,6 +26,7 @@ impl Leader {
         let request = PublishRequest {
             head: &publish.head,
             batch: &publish.batch,
+            keys,
             connection: ConnectionId(outbox.session),
             producer_ids_end: partition.hub.producer_ids_end(),
             route: Route::Publish(Arc::clone(outbox)),
@@ -72,6 +74,7 @@ impl Leader {
     /// A leadership begins: the tick comes for what waits.
     pub(crate) fn begin_delays(&mut self, partition: &PartitionHandle) {
         partition.set_scheduled(self.state().delays().messages());
+        self.count_keys(partition);
         self.watch_queues(partition);
     }
 

@@ -385,6 +385,7 @@ impl Leader {
         let request = PublishRequest {
             head: &publish.head,
             batch: &publish.batch,
+            keys: &[],
             connection: ConnectionId(0),
             producer_ids_end: partition.hub.producer_ids_end(),
             route: Route::Letter(queue, *target),

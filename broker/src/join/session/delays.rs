@@ -19,8 +19,8 @@ impl Session {
         frame: Frame,
     ) -> Result<(), SessionEnd> {
         let delayed: PublishDelayed = self.parse(frame)?;
-        self.admit(now, inbound, &delayed.publish, |partition, leader, turn| {
-            leader.publish_delayed(partition, &delayed, &self.outbox, turn);
+        self.admit(now, inbound, &delayed.publish, |partition, leader, keys, turn| {
+            leader.publish_delayed(partition, &delayed, keys, &self.outbox, turn);
         });
         Ok(())
     }

@@ -8,7 +8,8 @@
 use std::sync::Arc;
 
 use postrider_core::Now;
-use postrider_protocol::batch::BatchError;
+use postrider_core::partition::{Keyed, read_keys};
+use postrider_protocol::batch::{BatchError, DecodeLimits};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::Frame;
 use postrider_protocol::message::{ConfirmRun, Outcome, Publish, PublishHead};
@@ -28,8 +29,8 @@ impl Session {
         frame: Frame,
     ) -> Result<(), SessionEnd> {
         let publish: Publish = self.parse(frame)?;
-        self.admit(now, inbound, &publish, |partition, leader, turn| {
-            leader.publish(partition, &publish, &self.outbox, turn);
+        self.admit(now, inbound, &publish, |partition, leader, keys, turn| {
+            leader.publish(partition, &publish, keys, &self.outbox, turn);
         });
         Ok(())
     }
@@ -40,7 +41,7 @@ impl Session {
         now: Now,
         inbound: &mut Inbound,
         publish: &Publish,
-        hand_over: impl FnOnce(&Arc<PartitionHandle>, &mut Leader, &mut Turn<'_>),
+        hand_over: impl FnOnce(&Arc<PartitionHandle>, &mut Leader, &[Keyed], &mut Turn<'_>),
     ) {
         let counters = &self.hub.counters;
         counters.publish_batches.add(1);
@@ -50,7 +51,9 @@ impl Session {
             let partition = self.publish_partition(inbound, &publish.head)?;
             let sizes = publish.batch.check_message_sizes(partition.message_bytes_max());
             sizes.map_err(batch_refused)?;
-            partition.lead(now, |leader, turn| hand_over(partition, leader, turn))
+            let keys = keys_of(publish)?;
+            counters.keyed_messages.add(keys.len() as u64);
+            partition.lead(now, |leader, turn| hand_over(partition, leader, &keys, turn))
         });
         if let Err(error) = done {
             self.reject(&publish.head, error);
@@ -124,6 +127,14 @@ impl Session {
         };
         self.outbox.push_confirm(Some(run), 0);
         self.outbox.wake();
+    }
+}
+
+/// The idempotency keys of a batch, read before the partition is locked: they cost a walk over the batch.
+fn keys_of(publish: &Publish) -> Result<Vec<Keyed>, ErrorBody> {
+    match publish.head.keyed {
+        true => read_keys(publish.head.topic, &publish.batch, DecodeLimits::default()),
+        false => Ok(Vec::new()),
     }
 }
 

@@ -1,0 +1,172 @@
+//! Owns which idempotency keys a batch and an entry carry, and which keys are appended and not committed. Never
+//! remembers a committed one ([`DedupIndex`](crate::dedup::DedupIndex) does), never judges. Driven by the join, which
+//! reads the keys of a batch before it takes the partition's lock ([`read_keys`]), and by the leader.
+
+#[expect(clippy::disallowed_types, reason = "never iterated")]
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use postrider_protocol::batch::{Batch, DecodeLimits};
+use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::headers::{IDEMPOTENCY_KEY, IDEMPOTENCY_KEY_BYTES_MAX, NOT_OF_PAYLOAD};
+use postrider_protocol::record::RecordView;
+use postrider_protocol::trailer::{FINGERPRINT_BYTES, TrailerKeys};
+use postrider_protocol::types::{EntryIndex, TopicId};
+
+use crate::dedup::Fingerprint;
+
+/// A record with an idempotency key.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keyed {
+    /// Its place in its batch, from 0.
+    pub position: u32,
+    /// What its key and its payload are known by.
+    pub fingerprint: Fingerprint,
+}
+
+/// The keys that an entry adds to those that are remembered.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct EntryKeys {
+    /// How long they count from its append time on.
+    pub window_ms: u64,
+    /// Of which records, by position.
+    pub keyed: Vec<Keyed>,
+}
+
+impl EntryKeys {
+    pub(super) fn from_trailer(keys: &TrailerKeys) -> Self {
+        let keyed = |(position, bytes): &(u32, [u8; FINGERPRINT_BYTES])| Keyed {
+            position: *position,
+            fingerprint: Fingerprint::from_bytes(*bytes),
+        };
+        Self { window_ms: keys.window_ms, keyed: keys.keys.iter().map(keyed).collect() }
+    }
+
+    pub(super) fn to_trailer(&self) -> TrailerKeys {
+        let keys = self.keyed.iter().map(|keyed| (keyed.position, keyed.fingerprint.to_bytes()));
+        TrailerKeys { window_ms: self.window_ms, keys: keys.collect() }
+    }
+}
+
+/// The idempotency keys of a batch's records, by position. To be called where the publish says that there are some.
+///
+/// The topic's id is the secret of the fingerprints: the same on every replica, another for every topic.
+///
+/// # Errors
+/// A record is damaged, or has a key that cannot be one: the publish is rejected.
+pub fn read_keys(
+    topic: TopicId,
+    batch: &Batch,
+    limits: DecodeLimits,
+) -> Result<Vec<Keyed>, ErrorBody> {
+    let corrupt = |error: &dyn std::fmt::Display| {
+        ErrorBody::new(ErrorCode::CorruptBatch, format!("a record with a key: {error}"))
+    };
+    let block = batch.block(limits).map_err(|error| corrupt(&error))?;
+    let mut keys = Vec::with_capacity(batch.record_count as usize);
+    for (record, position) in block.views().zip(0..) {
+        let record = record.map_err(|error| corrupt(&error))?;
+        if let Some(fingerprint) = fingerprint(topic, &record)? {
+            keys.push(Keyed { position, fingerprint });
+        }
+    }
+    Ok(keys)
+}
+
+fn fingerprint(topic: TopicId, record: &RecordView<'_>) -> Result<Option<Fingerprint>, ErrorBody> {
+    let corrupt = |error| ErrorBody::new(ErrorCode::CorruptBatch, format!("headers: {error}"));
+    let headers = record.headers().map_err(corrupt)?;
+    let mut key = None;
+    for header in headers.clone() {
+        let (name, value) = header.map_err(corrupt)?;
+        if name == IDEMPOTENCY_KEY {
+            let value = value.unwrap_or_default();
+            if key.replace(value).is_some()
+                || value.is_empty()
+                || value.len() > IDEMPOTENCY_KEY_BYTES_MAX
+            {
+                return Err(not_a_key(value.len()));
+            }
+        }
+    }
+    let Some(key) = key else { return Ok(None) };
+    let of_payload = headers
+        .filter_map(Result::ok)
+        .filter(|(name, _value)| !NOT_OF_PAYLOAD.contains(name))
+        .map(|(name, value)| (name.as_bytes(), value));
+    Ok(Some(Fingerprint::of(&topic.0, key, record.key, record.value, of_payload)))
+}
+
+fn not_a_key(bytes: usize) -> ErrorBody {
+    ErrorBody::new(
+        ErrorCode::BadRequest,
+        format!(
+            "a record has one idempotency key at most, of 1 to {IDEMPOTENCY_KEY_BYTES_MAX} bytes; here is one of \
+             {bytes} or a second one"
+        ),
+    )
+}
+
+/// A message that is appended and not committed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct InFlightKey {
+    pub(super) index: EntryIndex,
+    pub(super) position: u32,
+    pub(super) fingerprint: Fingerprint,
+}
+
+/// The keys of the entries that are appended and not committed. Bounded as those are.
+#[derive(Debug, Default)]
+pub(super) struct KeysInFlight {
+    #[expect(clippy::disallowed_types, reason = "never iterated")]
+    by_key: HashMap<u128, InFlightKey, BuildHasherDefault<AsIs>>,
+}
+
+impl KeysInFlight {
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+
+    pub(super) fn get(&self, fingerprint: Fingerprint) -> Option<InFlightKey> {
+        self.by_key.get(&fingerprint.hash_bits()).copied()
+    }
+
+    /// Takes a key in, unless it is in: then the one that is.
+    pub(super) fn insert(&mut self, key: InFlightKey) -> Option<InFlightKey> {
+        match self.by_key.entry(key.fingerprint.hash_bits()) {
+            Entry::Occupied(first) => Some(*first.get()),
+            Entry::Vacant(vacant) => {
+                vacant.insert(key);
+                None
+            }
+        }
+    }
+
+    /// Takes out what was committed or refused.
+    pub(super) fn remove(&mut self, keyed: &[Keyed]) {
+        for keyed in keyed {
+            self.by_key.remove(&keyed.fingerprint.hash_bits());
+        }
+    }
+}
+
+/// The keys are bits of a keyed hash already.
+#[derive(Default, Debug)]
+pub(super) struct AsIs(u64);
+
+impl Hasher for AsIs {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = u64::try_from(key & u128::from(u64::MAX)).expect("64 bits are left");
+    }
+}
