@@ -8,6 +8,7 @@ mod command_line;
 mod delays;
 mod groups;
 mod hostile;
+mod keys;
 mod life;
 mod pattern;
 mod priority;

@@ -89,7 +89,7 @@ fn queues_are_created_listed_shown_paused_purged_and_removed() -> Result<()> {
     ensure!(shell.shown("jobs")?["policy"]["max_failures"] == 4, "altered");
 
     let said = shell.ended("queue purge jobs", b"")?.err;
-    ensure!(said.trim() == "purged=5", "{said}");
+    ensure!(said.trim() == "purged=5 (idempotency keys are kept)", "{said}");
     let shown = shell.shown("jobs")?;
     ensure!(shown["ready"] == 0 && shown["evicted"] == 5, "{shown}");
     ensure!(shell.prints("queue peek jobs")?.is_empty(), "nothing is left");

@@ -37,7 +37,11 @@ pub(crate) struct Shell {
 impl Shell {
     pub(crate) fn start() -> Result<Self> {
         let dir = tempfile::tempdir()?;
-        let command = broker(dir.path())?;
+        Self::of(broker(dir.path())?, dir)
+    }
+
+    /// Starts the broker of a command, whose data is in `dir`.
+    pub(crate) fn of(command: BrokerCommand, dir: tempfile::TempDir) -> Result<Self> {
         let broker = Some(command.start()?);
         Ok(Self { _dir: dir, command, broker })
     }

@@ -247,7 +247,7 @@ fn unix_ms() -> u64 {
 async fn purge(admin: &Admin, queue: &QueueName) -> Outcome {
     let purged = admin.purge_queue(queue).await;
     let purged = purged.map_err(|error| queue_failure(&error, &queue.name))?;
-    note(format_args!("purged={purged}"));
+    note(format_args!("purged={purged} (idempotency keys are kept)"));
     Ok(())
 }
 
