@@ -13,7 +13,7 @@ use super::table::Table;
 use super::{Found, Known, Place};
 
 /// Keys that are looked for together.
-pub(super) const BATCH: usize = 32;
+pub(super) const BATCH: usize = 128;
 
 /// See the module.
 #[derive(Clone, Default)]

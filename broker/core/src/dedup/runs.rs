@@ -161,10 +161,20 @@ impl Runs {
 
     /// An upper bound of what `count` more keys add to [`Runs::bytes`].
     pub(super) fn growth_bytes(&self, count: usize) -> usize {
-        // The last chunk may double, or another one begin; so may the list of chunks.
-        let lists = (CHUNK_RUNS + count.min(usize::MAX / 64)) * size_of::<Run>();
-        let list = (count / CHUNK_RUNS + 4 + self.chunks.capacity()) * size_of::<Chunk>();
-        lists + 2 * list
+        let last =
+            self.chunks.last().map_or((0, 0), |chunk| (chunk.runs.len(), chunk.runs.capacity()));
+        let (len, capacity) = last;
+        let end = len.saturating_add(count);
+        let runs = if end <= capacity {
+            0
+        } else if end <= CHUNK_RUNS {
+            (2 * end).min(CHUNK_RUNS) - capacity
+        } else {
+            CHUNK_RUNS - capacity + (end - CHUNK_RUNS).next_multiple_of(CHUNK_RUNS)
+        };
+        // The list of chunks doubles.
+        let chunks = self.chunks.capacity() + 4 + 2 * (count / CHUNK_RUNS);
+        runs.saturating_mul(size_of::<Run>()).saturating_add(chunks * size_of::<Chunk>())
     }
 }
 

@@ -38,7 +38,8 @@ impl Naive {
             let age = log_time.0 - first.known.append_time.0;
             first.third_max = first.third_max.max(third);
             first.promised &= age < window_ms;
-            first.gone |= age >= window_ms.saturating_add(first.third_max);
+            // The last key of its generation came before the third was over.
+            first.gone |= age >= window_ms.saturating_add(first.third_max - 1);
         }
     }
 

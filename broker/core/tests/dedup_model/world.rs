@@ -44,8 +44,10 @@ pub(crate) struct World {
     keys: u64,
     /// Messages of an entry, below.
     batch: u64,
-    /// Leading bits that all keys have in common.
+    /// Leading bits that two of three keys have in common.
     crowded: u32,
+    /// Whether keyed messages stand among many others.
+    sparse: bool,
     salt: u64,
     pub(crate) counts: Counts,
 }
@@ -54,7 +56,7 @@ impl World {
     pub(crate) fn new(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let large = random.one_in(40);
-        let keys = if large { 3_000 } else { 5 + random.below(300) };
+        let keys = if large { 6_000 } else { 5 + random.below(300) };
         let batch = if large { 400 } else { 1 + random.below(40) };
         let window_ms = match random.below(8) {
             0 => random.below(4),
@@ -62,7 +64,8 @@ impl World {
             2 => 1 << 40,
             _ => 3 + random.below(2_000),
         };
-        let crowded = if random.one_in(3) { 4 } else { 0 };
+        let crowded = if random.one_in(2) { 4 } else { 0 };
+        let sparse = random.one_in(3);
         Self {
             index: DedupIndex::new(),
             twin: DedupIndex::new(),
@@ -74,6 +77,7 @@ impl World {
             keys,
             batch,
             crowded,
+            sparse,
             salt: random.next(),
             random,
             counts: Counts::new(),
@@ -121,7 +125,7 @@ impl World {
         let ms = match self.random.below(24) {
             0 => about(&mut self.random, window / 3),
             1 => about(&mut self.random, window),
-            2 => about(&mut self.random, window / 3 * 4),
+            2 => about(&mut self.random, window + window / 3),
             3 => about(&mut self.random, window / 3 * 2),
             4..8 => self.random.below(window / 10 + 1),
             8..12 => self.random.below(3),
@@ -144,15 +148,12 @@ impl World {
     }
 
     fn fingerprint(&mut self, key: u64) -> Fingerprint {
-        let mut of_key = Random::new(self.salt ^ key);
         let mut bytes = [0; 12];
-        bytes[..8].copy_from_slice(&(of_key.next() >> self.crowded).to_be_bytes());
-        // Neighbours differ in the last byte of the hash alone.
+        // Two keys differ in the last byte of the hash alone.
+        let high = Random::new(self.salt ^ (key / 2)).next();
+        let crowded = if key % 3 > 0 { self.crowded } else { 0 };
+        bytes[..8].copy_from_slice(&(high >> crowded).to_be_bytes());
         bytes[8] = (key % 2).to_le_bytes()[0];
-        if self.crowded > 0 {
-            let mut of_pair = Random::new(self.salt ^ (key / 2));
-            bytes[..8].copy_from_slice(&(of_pair.next() >> self.crowded).to_be_bytes());
-        }
         let payload = u8::from(self.random.one_in(6));
         bytes[9..].copy_from_slice(&[1, 2, payload]);
         Fingerprint::from_bytes(bytes)
@@ -190,6 +191,7 @@ impl World {
         let mut places = Vec::new();
         for _ in 0..count {
             let gap = match self.random.below(12) {
+                0..6 if self.sparse => 60 + self.random.below(10),
                 0 => self.random.below(70),
                 1 => self.random.below(5),
                 2 if self.random.one_in(20) => self.random.below(1 << 34),
@@ -201,6 +203,9 @@ impl World {
                 true => Place::Delayed { index: EntryIndex(self.entry), position },
                 false => Place::Offset(Offset(self.offset)),
             });
+        }
+        if self.random.one_in(6) {
+            places.reverse();
         }
         places
     }
