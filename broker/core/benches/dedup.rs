@@ -128,6 +128,11 @@ fn find(name: &str, index: &DedupIndex, key: impl Fn(u64) -> u64, wanted: bool) 
 }
 
 fn bytes(index: &DedupIndex) {
+    let begin = Instant::now();
+    let clone = index.clone();
+    let open = clone.generations().last().unwrap().len();
+    println!("cloned, {open} keys in the open generation: {:?}", begin.elapsed());
+    drop(clone);
     let mut bytes = BytesMut::new();
     let begin = Instant::now();
     index.encode(&mut bytes);

@@ -11,13 +11,13 @@
 //! **The window is a promise.** A key is found for at least the window from its first append, in log time, and at
 //! most for four thirds of it (a millisecond counts as a third of windows below three). Nothing is evicted for lack
 //! of room: whoever inserts asks [`DedupIndex::has_room`] first. When the window changes, generations live on, and
-//! are forgotten as the window of that moment says; so a key may stay a third of the longest window since its first
-//! append longer.
+//! are forgotten as the new window says, or up to a third of the longest window since the key's append later.
 //!
 //! A search looks at one line of 64 bytes in each generation: four of them, unless windows change or a generation
 //! runs out of numbers (after 33 million keys at the earliest). Memory is 19 to 27 bytes per key, and up to 24 more
-//! where a key is the only one of its millisecond (`runs`). The longest that an insert keeps anyone waiting is the
-//! split of a page of 16 KiB.
+//! where a key is the only one of its millisecond (`runs`); ten keys take 512 bytes. The longest that an insert keeps
+//! anyone waiting is the split of a page of 16 KiB. At ten million keys that is a quarter of a millisecond, a search
+//! takes 170 ns, and an insert 200 to 300 ns, each in batches of a hundred (`benches/dedup.rs`).
 
 use std::fmt;
 use std::hint::black_box;
@@ -95,7 +95,7 @@ impl Dropped {
     }
 }
 
-/// See the module. A clone shares the sealed generations.
+/// See the module. A clone shares the sealed generations, and copies the open one: milliseconds per million keys.
 #[derive(Clone, Default)]
 pub struct DedupIndex {
     /// Oldest first. Bound: three, unless windows change; each has a key, so memory bounds them.

@@ -7,8 +7,8 @@
 //! ```
 //! 72 bits: with 10 million live keys and a million publishes per second two keys that look the same are expected
 //! once in 15 years, and then in 2^24 - 1 of 2^24 cases the check differs and the publish is refused, not swallowed.
-//! The check finds a key that was used again by mistake; nobody gains by forging it, so a crc reads the payload (an
-//! order of magnitude faster than SipHash), and the secret only spreads it.
+//! The check finds a key that was used again by mistake; nobody gains by forging it, so a crc reads the payload (a
+//! KiB in 90 ns, all included), and the secret only spreads it.
 
 use super::siphash::siphash_2_4_128;
 

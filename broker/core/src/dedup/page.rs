@@ -7,9 +7,9 @@
 //! ```
 //! A key's line is chosen by the bits behind those that chose the page; a full line flows over into the next one.
 //! Each key that goes past a line leaves a mark there, in that one of its four slots that two bits of the hash name.
-//! So a search ends where the key's mark is not set: in the first line for 19 of 20 keys that are not there, where
-//! an empty slot as the end would let a third of them go on to a line that memory was not asked for. Slots are never
-//! removed. Lines rise with the hash, so reading a page in order is almost sorting it.
+//! So a search ends where the key's mark is not set. Of keys that are not there, 5 of 100 go on to a second line, which
+//! memory was not asked for, at the least load, 12 in between and 28 at the highest; if an empty slot were the end, 27,
+//! 44 and 67 would (simulated). Slots are never removed. Lines rise with the hash, so reading a page in order is almost sorting it.
 
 use super::fingerprint::Fingerprint;
 

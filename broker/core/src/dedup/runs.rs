@@ -164,6 +164,7 @@ impl Runs {
         let last =
             self.chunks.last().map_or((0, 0), |chunk| (chunk.runs.len(), chunk.runs.capacity()));
         let (len, capacity) = last;
+        let count = count.min(usize::MAX / 64);
         let end = len.saturating_add(count);
         let runs = if end <= capacity {
             0

@@ -153,7 +153,7 @@ impl World {
         let mut bytes = [0; 12];
         // Two keys differ in the last byte of the hash alone.
         let high = Random::new(self.salt ^ (key / 2)).next();
-        let crowded = if key % 3 > 0 { self.crowded } else { 0 };
+        let crowded = if key.is_multiple_of(3) { 0 } else { self.crowded };
         bytes[..8].copy_from_slice(&(high >> crowded).to_be_bytes());
         bytes[8] = (key % 2).to_le_bytes()[0];
         let payload = u8::from(self.random.one_in(6));
