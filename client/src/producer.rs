@@ -329,7 +329,7 @@ fn parts<'a, V>(record: &'a Record<V>, value: Option<&'a [u8]>) -> MessageParts<
         headers: &record.headers,
         timestamp: record.timestamp,
         deliver_at: record.deliver_at,
-        idempotency_key: record.idempotency_key.as_deref(),
+        idempotency_key: record.idempotency_header.and_then(|at| record.headers[at].1.as_deref()),
     }
 }
 
@@ -387,11 +387,19 @@ impl Clone for Ack {
 }
 
 impl Ack {
-    /// Whether two messages that were enqueued one after the other end together, so that one ack tells for both: they
-    /// are in one batch, and no message in it has an idempotency key.
+    /// Whether two messages are in one batch: then they have their outcomes at the same moment, and, without
+    /// idempotency keys, the same outcome, so that one ack tells for both. With keys see [`Ack::outcome_ahead`].
     #[must_use]
     pub fn same_batch(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.completion, &other.completion) && !self.completion.is_keyed()
+        Arc::ptr_eq(&self.completion, &other.completion)
+    }
+
+    /// The outcome, if it is known already, of the message that lies `ahead` messages behind this one in the same
+    /// batch: so one ack per batch is enough to follow all of its messages.
+    #[must_use]
+    pub fn outcome_ahead(&self, ahead: u32) -> Option<Result<Receipt, SendError>> {
+        let place = self.place.saturating_add(ahead);
+        self.completion.outcome().map(|outcome| receipt(&outcome, place))
     }
 
     /// The outcome, if it is known already.

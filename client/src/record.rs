@@ -17,7 +17,8 @@ pub struct Record<V> {
     pub(crate) partition: Option<PartitionId>,
     pub(crate) timestamp: Option<TimestampMs>,
     pub(crate) deliver_at: Option<TimestampMs>,
-    pub(crate) idempotency_key: Option<Bytes>,
+    /// Which of the headers is the idempotency key.
+    pub(crate) idempotency_header: Option<usize>,
 }
 
 impl<V> Record<V> {
@@ -31,7 +32,7 @@ impl<V> Record<V> {
             partition: None,
             timestamp: None,
             deliver_at: None,
-            idempotency_key: None,
+            idempotency_header: None,
         }
     }
 
@@ -46,7 +47,7 @@ impl<V> Record<V> {
             partition: None,
             timestamp: None,
             deliver_at: None,
-            idempotency_key: None,
+            idempotency_header: None,
         }
     }
 
@@ -76,10 +77,14 @@ impl<V> Record<V> {
     /// Stored as the header `idempotency-key`; setting that header by hand has no such effect.
     #[must_use]
     pub fn idempotency_key(mut self, key: impl Into<Bytes>) -> Self {
-        let key = key.into();
-        self.headers.retain(|(name, _value)| name != IDEMPOTENCY_KEY);
-        self.headers.push((Bytes::from(IDEMPOTENCY_KEY), Some(key.clone())));
-        self.idempotency_key = Some(key);
+        let header = (Bytes::from_static(IDEMPOTENCY_KEY.as_bytes()), Some(key.into()));
+        match self.idempotency_header {
+            Some(at) => self.headers[at] = header,
+            None => {
+                self.idempotency_header = Some(self.headers.len());
+                self.headers.push(header);
+            }
+        }
         self
     }
 

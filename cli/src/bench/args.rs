@@ -72,6 +72,9 @@ pub(crate) struct LoadOptions {
     /// How batches are compressed
     #[arg(long, value_enum, default_value = "none")]
     pub(crate) compression: CompressionName,
+    /// Give each message an idempotency key that no other has
+    #[arg(long)]
+    pub(crate) idempotency_keys: bool,
     /// Seed of the payloads
     #[arg(long, default_value_t = 1)]
     pub(crate) seed: u64,

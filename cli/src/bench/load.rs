@@ -97,6 +97,8 @@ pub(crate) struct Worker {
     pub(crate) payloads: Payloads,
     /// Puts the intended send time, and perhaps the number, into each payload.
     pub(crate) stamp: Option<Stamp>,
+    /// What the idempotency keys of this run begin with; none without keys.
+    pub(crate) idempotency: Option<u128>,
     /// Messages get these keys in turn; none if empty.
     pub(crate) keys: Arc<[Bytes]>,
     /// Keeps a closed loop from running away from those who work its messages off.
@@ -265,11 +267,23 @@ impl Worker {
         if let Some(key) = key_of(&self.keys, n) {
             record = record.key(key.clone());
         }
+        if let Some(run) = self.idempotency {
+            record = record.idempotency_key(idempotency_key(run, self.number, n));
+        }
         let ack = self.producer.enqueue(record).await.map_err(|error| publish_failure(&error))?;
         self.meter.sent.add(u64::from(counted));
         following.add(ack, n, now, if counted { bytes } else { 0 }, counted);
         Ok(())
     }
+}
+
+/// No other run, connection or message has it.
+fn idempotency_key(run: u128, connection: u32, n: u64) -> Bytes {
+    let mut key = [0; 28];
+    key[..16].copy_from_slice(&run.to_le_bytes());
+    key[16..20].copy_from_slice(&connection.to_le_bytes());
+    key[20..].copy_from_slice(&n.to_le_bytes());
+    Bytes::copy_from_slice(&key)
 }
 
 /// The key of message `n`: they take turns.
@@ -298,6 +312,23 @@ struct Following {
     start: Instant,
     /// The schedule of an open loop, and its first counted message.
     schedule: Option<(Schedule, u64)>,
+    /// Messages have idempotency keys, and so outcomes of their own.
+    keyed: bool,
+}
+
+/// Counts duplicates, and finds failures, among messages that have keys.
+fn count_keyed(group: &Group, meter: &Meter) -> Outcome {
+    for ahead in (0..).take(usize::try_from(group.messages).unwrap_or(usize::MAX)) {
+        match group.ack.outcome_ahead(ahead) {
+            Some(Ok(receipt)) => meter.duplicates.add(u64::from(receipt.duplicate)),
+            Some(Err(error)) => {
+                meter.errors.add(1);
+                return Err(publish_failure(&error));
+            }
+            None => return Ok(()),
+        }
+    }
+    Ok(())
 }
 
 /// Messages of one batch.
@@ -324,6 +355,7 @@ impl Following {
             in_flight: 0,
             start: worker.plan.start,
             schedule: None,
+            keyed: worker.idempotency.is_some(),
         }
     }
 
@@ -391,7 +423,9 @@ impl Following {
                 meter.acked_all.add(group.messages);
                 meter.acked.add(group.counted);
                 meter.acked_bytes.add(group.counted_bytes);
-                if receipt.duplicate {
+                if self.keyed {
+                    count_keyed(group, meter)?;
+                } else if receipt.duplicate {
                     meter.duplicates.add(group.counted);
                 }
                 self.measure(at, now, meter);

@@ -125,6 +125,8 @@ impl Publishers {
         keys: &Arc<[Bytes]>,
         backlog: impl Fn(u32) -> Option<Backlog>,
     ) -> JoinSet<Outcome<Sent>> {
+        let began = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        let run = began.unwrap_or_default().as_nanos();
         let mut workers = JoinSet::new();
         for (number, producer) in (0..).zip(&self.producers) {
             let worker = Worker {
@@ -133,6 +135,7 @@ impl Publishers {
                 producer: producer.clone(),
                 payloads: Payloads::new(load.payload, load.size, load.seed + u64::from(number)),
                 stamp,
+                idempotency: load.idempotency_keys.then_some(run),
                 keys: Arc::clone(keys),
                 backlog: backlog(number),
                 plan,
@@ -201,6 +204,7 @@ pub(crate) fn load_json(load: &LoadOptions, target: &TargetOptions, partitions: 
         "batch_bytes": load.batch_bytes,
         "linger_us": load.linger.map(|linger| linger.as_micros() as f64),
         "compression": format!("{:?}", load.compression).to_lowercase(),
+        "idempotency_keys": load.idempotency_keys,
         "partitions": partitions,
         "durability": format!("{:?}", target.durability).to_lowercase(),
         "seed": load.seed,

@@ -77,7 +77,7 @@ impl When {
     }
 }
 
-/// Messages that end together: of one batch, or one that has an idempotency key.
+/// Messages of one batch, which have their outcomes at the same moment.
 struct Group {
     ack: Ack,
     messages: u64,
@@ -248,6 +248,9 @@ impl Publisher {
     }
 
     fn count(&mut self, group: &Group, outcome: Result<Receipt, SendError>) -> Outcome {
+        if self.idempotency_prefix.is_some() {
+            return self.count_each(group);
+        }
         let receipt = outcome.map_err(|error| self.failure(&error, group.first_line))?;
         match receipt.duplicate {
             true => self.tally.duplicates += group.messages,
@@ -257,6 +260,26 @@ impl Publisher {
             Some(first) => print(&ids(first, group.messages)),
             None => Ok(()),
         }
+    }
+
+    /// Messages with keys have outcomes of their own. All are counted, whichever failed.
+    fn count_each(&mut self, group: &Group) -> Outcome {
+        let mut counted = Ok(());
+        for (ahead, line) in (0..).zip(group.first_line..group.first_line + group.messages) {
+            let outcome = group.ack.outcome_ahead(ahead).expect("the batch has its outcome");
+            let one = self.count_one(outcome, line);
+            counted = counted.and(one);
+        }
+        counted
+    }
+
+    fn count_one(&mut self, outcome: Result<Receipt, SendError>, line: u64) -> Outcome {
+        let receipt = outcome.map_err(|error| self.failure(&error, line))?;
+        match receipt.duplicate {
+            true => self.tally.duplicates += 1,
+            false => self.tally.stored += 1,
+        }
+        receipt.delay_id.map_or(Ok(()), |id| print(&ids(id, 1)))
     }
 
     fn failure(&self, error: &SendError, line: u64) -> Failure {

@@ -5,10 +5,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Waker},
 };
 
@@ -210,11 +207,7 @@ pub enum PublishFailure {
 
 /// The shared completion of a batch's messages: completed once, wakes every waiter once.
 #[derive(Debug, Default)]
-pub struct BatchCompletion {
-    completing: Mutex<Completing>,
-    /// Some messages have idempotency keys, so that each may have an outcome of its own.
-    keyed: AtomicBool,
-}
+pub struct BatchCompletion(Mutex<Completing>);
 
 #[derive(Debug, Default)]
 struct Completing {
@@ -224,18 +217,8 @@ struct Completing {
 }
 
 impl BatchCompletion {
-    pub(crate) fn mark_keyed(&self) {
-        self.keyed.store(true, Ordering::Relaxed);
-    }
-
-    /// Whether messages of the batch may end differently.
-    #[must_use]
-    pub fn is_keyed(&self) -> bool {
-        self.keyed.load(Ordering::Relaxed)
-    }
-
     pub(crate) fn complete(&self, outcome: BatchOutcome, wakes: &mut Wakes) {
-        let mut cell = lock(&self.completing);
+        let mut cell = lock(&self.0);
         assert!(cell.outcome.is_none(), "a batch has one outcome");
         cell.outcome = Some(outcome);
         wakes.0.append(&mut cell.wakers);
@@ -244,12 +227,12 @@ impl BatchCompletion {
     /// The outcome, if it is known.
     #[must_use]
     pub fn outcome(&self) -> Option<BatchOutcome> {
-        lock(&self.completing).outcome.clone()
+        lock(&self.0).outcome.clone()
     }
 
     /// The outcome, or `cx` is woken when there is one. `place` is the caller's memory of its waker.
     pub fn poll(&self, place: &mut Option<u32>, cx: &Context<'_>) -> Poll<BatchOutcome> {
-        let mut cell = lock(&self.completing);
+        let mut cell = lock(&self.0);
         if let Some(outcome) = &cell.outcome {
             return Poll::Ready(outcome.clone());
         }

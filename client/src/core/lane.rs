@@ -331,10 +331,7 @@ impl Lane {
         open.builder
             .push(message.key, message.value, message.headers, timestamp)
             .expect("the caller checked the size and the count of headers");
-        if message.idempotency_key.is_some() {
-            open.keyed = true;
-            open.completion.mark_keyed();
-        }
+        open.keyed |= message.idempotency_key.is_some();
         open.count += 1;
         open.bytes += bytes;
         let completion = Arc::clone(&open.completion);

@@ -13,7 +13,8 @@ use postrider::core::lane::MessageParts;
 use postrider::core::link::{Answer, LinkFault, Repeat};
 use postrider::core::producer::{Enqueue, ProducerOptions, TopicFacts};
 use postrider::core::{Engine, EngineOptions, ProducerKey, Transmit};
-use postrider_protocol::error::ErrorBody;
+use postrider_protocol::error::{ErrorBody, ErrorCode};
+use postrider_protocol::headers::IDEMPOTENCY_KEY;
 use postrider_protocol::message::{CreateTopic, DescribeQueueReply, Message, TopicConfig};
 use postrider_protocol::types::{Compression, PartitionId, TimestampMs};
 use postrider_storage::disk_sim::SimRandom;
@@ -355,6 +356,12 @@ impl Client {
                 && dice.one_in(load.pause)
             {
                 for _ in 0..=dice.below(load.burst) {
+                    if publisher.repeats()
+                        && dice.one_in(5)
+                        && publisher.repeat(&mut self.engine, (now, wall), oracle, planted, dice)
+                    {
+                        continue;
+                    }
                     publisher.enqueue(&mut self.engine, now, wall, oracle, load, dice);
                 }
             }
@@ -404,6 +411,46 @@ impl Publisher {
         self.ready
     }
 
+    /// Every other publisher gives its messages idempotency keys, and publishes some again that it or others have
+    /// published.
+    fn repeats(&self) -> bool {
+        self.keys == Keys::None && self.number.is_multiple_of(2)
+    }
+
+    /// Publishes a message once more under its key; `false` if there is none.
+    fn repeat(
+        &mut self,
+        engine: &mut Engine,
+        (now, wall): (Duration, TimestampMs),
+        oracle: &mut Oracle,
+        planted: Option<Planted>,
+        dice: &mut SimRandom,
+    ) -> bool {
+        let Some((number, partition, value)) = oracle.keyed_message(self.topic, dice.next_u64())
+        else {
+            return false;
+        };
+        let key = idempotency_key(number);
+        let message = MessageParts {
+            partition: Some(PartitionId(partition)),
+            key: None,
+            value: Some(&value),
+            headers: &[key_header(&key)],
+            timestamp: None,
+            deliver_at: None,
+            idempotency_key: (planted != Some(Planted::KeyIgnored)).then_some(&*key),
+        };
+        match engine.enqueue(self.key, || (now, wall), &message, None) {
+            Enqueue::Placed { completion, place } => {
+                oracle.repeats(number);
+                self.waiting.push((number, place, completion));
+            }
+            Enqueue::Full => {}
+            other => oracle.violate(format!("producer {} takes nothing: {other:?}", self.number)),
+        }
+        true
+    }
+
     fn enqueue(
         &mut self,
         engine: &mut Engine,
@@ -422,8 +469,15 @@ impl Publisher {
         if self.keys == Keys::Routed {
             partition = u32::from(value[8]) % self.partitions;
         }
-        let own_header =
-            keyed.then(|| (Bytes::from_static(b"n"), Some(Bytes::copy_from_slice(&value[..8]))));
+        let number = usize::try_from(oracle.next_number()).expect("few");
+        let own_key = self.repeats().then(|| idempotency_key(number));
+        let own_header = match &own_key {
+            Some(key) => Some(key_header(key)),
+            None if keyed => {
+                Some((Bytes::from_static(b"n"), Some(Bytes::copy_from_slice(&value[..8]))))
+            }
+            None => None,
+        };
         let key = if keyed { key_of(&value) } else { None };
         let fill = dice.next_u64();
         let len = dice.below(load.bytes_max);
@@ -436,12 +490,13 @@ impl Publisher {
             headers: own_header.as_slice(),
             timestamp: None,
             deliver_at: None,
-            idempotency_key: None,
+            idempotency_key: own_key.as_deref(),
         };
         match engine.enqueue(self.key, || (now, wall), &message, None) {
             Enqueue::Placed { completion, place } => {
                 let place_of = (self.topic, partition);
-                let number = oracle.sent(self.number, place_of, Bytes::from(value));
+                let number =
+                    oracle.sent(self.number, place_of, Bytes::from(value), own_key.is_some());
                 self.waiting.push((number, place, completion));
             }
             Enqueue::Full => {}
@@ -450,29 +505,40 @@ impl Publisher {
     }
 
     fn settle(&mut self, oracle: &mut Oracle) {
-        self.waiting.retain(|(number, place, completion)| match completion.outcome() {
-            None => true,
-            Some(BatchOutcome::Parts(_)) => unreachable!("these messages have no idempotency keys"),
-            Some(BatchOutcome::Stored(stored)) => {
-                match stored.place {
+        self.waiting.retain(|(number, place, completion)| {
+            let Some(outcome) = completion.outcome() else { return true };
+            let (outcome, place) = outcome.of(*place);
+            match outcome {
+                BatchOutcome::Stored(stored) => match stored.place {
                     Place::Offsets(base) => {
-                        let offset = base.0 + u64::from(*place);
+                        let offset = base.0 + u64::from(place);
                         oracle.told_stored(*number, stored.partition.0, offset);
                     }
                     Place::Delayed(id) => {
                         oracle.violate(format!("message {number} was delayed as {id:?}"));
                     }
-                }
-                false
-            }
-            Some(BatchOutcome::Sent) => unreachable!("these producers want acks"),
-            Some(BatchOutcome::Failed(why)) => {
-                match &*why {
+                },
+                BatchOutcome::Sent => unreachable!("these producers want acks"),
+                BatchOutcome::Parts(_) => unreachable!("parts have no parts"),
+                BatchOutcome::Failed(why) => match &**why {
                     PublishFailure::Unknown(_) => oracle.told_unknown(*number),
+                    PublishFailure::Rejected(error)
+                        if error.code == ErrorCode::IdempotencyKeyReused =>
+                    {
+                        oracle.violate(format!("message {number}: {error:?}"));
+                    }
                     _ => oracle.told_not_stored(*number),
-                }
-                false
+                },
             }
+            false
         });
     }
+}
+
+fn idempotency_key(number: usize) -> Vec<u8> {
+    format!("message {number}").into_bytes()
+}
+
+fn key_header(key: &[u8]) -> (Bytes, Option<Bytes>) {
+    (Bytes::from_static(IDEMPOTENCY_KEY.as_bytes()), Some(Bytes::copy_from_slice(key)))
 }

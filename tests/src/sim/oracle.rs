@@ -9,6 +9,7 @@
 //! | bytes are kept | what was delivered differs from what was sent |
 //! | order | messages of one producer on one partition lie in another order than they were sent |
 //! | rejected is not stored | a message that was refused is delivered, or the other way round |
+//! | a key is stored once | a message that is published again under its idempotency key is told, or seen, elsewhere |
 //! | every offset is read | a reader skips or repeats one without being told |
 
 use std::collections::BTreeMap;
@@ -34,6 +35,10 @@ struct Message {
     value: Bytes,
     told: Told,
     offset: Option<u64>,
+    /// It has an idempotency key.
+    keyed: bool,
+    /// It was published again under that key, so that a refusal of one send, or its place, says nothing of the others.
+    repeated: bool,
 }
 
 /// The history and the violations found in it.
@@ -63,10 +68,29 @@ impl Oracle {
         self.messages.len() as u64
     }
 
-    pub(crate) fn sent(&mut self, producer: u64, place: Place, value: Bytes) -> usize {
-        let told = Told::Nothing;
-        self.messages.push(Message { producer, place, value, told, offset: None });
+    pub(crate) fn sent(&mut self, producer: u64, place: Place, value: Bytes, keyed: bool) -> usize {
+        let (told, offset, repeated) = (Told::Nothing, None, false);
+        self.messages.push(Message { producer, place, value, told, offset, keyed, repeated });
         self.messages.len() - 1
+    }
+
+    /// A message with a key, of those on a topic, by chance; anybody may publish it again.
+    pub(crate) fn keyed_message(&self, topic: usize, chance: u64) -> Option<(usize, u32, Bytes)> {
+        let is_one = |message: &Message| message.keyed && message.place.0 == topic;
+        let numbers =
+            (0..self.messages.len()).rev().filter(|number| is_one(&self.messages[*number]));
+        let recent: Vec<usize> = numbers.take(64).collect();
+        let at = usize::try_from(chance.checked_rem(recent.len() as u64)?).ok()?;
+        let message = &self.messages[recent[at]];
+        Some((recent[at], message.place.1, message.value.clone()))
+    }
+
+    /// A message is published again under its key.
+    pub(crate) fn repeats(&mut self, number: usize) {
+        self.messages[number].repeated = true;
+        if self.messages[number].told == Told::NotStored {
+            self.messages[number].told = Told::Unknown;
+        }
     }
 
     pub(crate) fn told_stored(&mut self, number: usize, partition: u32, offset: u64) {
@@ -79,6 +103,9 @@ impl Oracle {
     }
 
     pub(crate) fn told_not_stored(&mut self, number: usize) {
+        if self.messages[number].repeated {
+            return;
+        }
         self.messages[number].told = Told::NotStored;
         if let Some(offset) = self.messages[number].offset {
             self.violate(format!("message {number} was refused and stands at {offset}"));
@@ -86,7 +113,9 @@ impl Oracle {
     }
 
     pub(crate) fn told_unknown(&mut self, number: usize) {
-        self.messages[number].told = Told::Unknown;
+        if self.messages[number].told != Told::Stored {
+            self.messages[number].told = Told::Unknown;
+        }
     }
 
     /// A reader got this value at this offset.
@@ -143,6 +172,9 @@ impl Oracle {
         let mut wrong = Vec::new();
         for (&(place, offset), &number) in &self.offsets {
             let producer = self.messages[number].producer;
+            if self.messages[number].repeated {
+                continue;
+            }
             if let Some(earlier) = last.insert((place, producer), number)
                 && earlier > number
             {

@@ -34,6 +34,8 @@ pub enum Planted {
     DeliveredMoved,
     /// A byte of a message changes on its way.
     ByteChanged,
+    /// A message is published again without its idempotency key.
+    KeyIgnored,
     /// The application is told that an ack is stored before anybody has asked for it.
     AckLost,
     /// An ack of a queue is confirmed before its entry is stored.
@@ -87,7 +89,7 @@ impl Planted {
     ];
 
     /// Those that a run with streams must find.
-    pub const STREAMS: [Self; 9] = [
+    pub const STREAMS: [Self; 10] = [
         Self::ConfirmDropped,
         Self::ConfirmMoved,
         Self::StoredToldRejected,
@@ -97,6 +99,7 @@ impl Planted {
         Self::DeliveredMoved,
         Self::ByteChanged,
         Self::AckLost,
+        Self::KeyIgnored,
     ];
 }
 
