@@ -208,7 +208,7 @@ impl<R: Clone> Partition<R> {
             let verdict = key.map_or(Verdict::New, |(key, found)| match found {
                 Found::Nothing => self
                     .keys_in_flight
-                    .get(key.fingerprint)
+                    .get(key.fingerprint, self.state.end().index)
                     .map_or(Verdict::New, |first| twin_of(first, key)),
                 known @ (Found::Duplicate(_) | Found::OtherPayload(_)) => committed(&known),
             });
@@ -223,6 +223,7 @@ impl<R: Clone> Partition<R> {
         let found = self.find_keys(now, keyed, from);
         let mut keys = of_records(keyed.keys, from).iter().zip(found).peekable();
         let mut judged: Vec<Judged> = Vec::new();
+        let committed_end = self.state.end().index;
         let mut index = self.next_batch_index();
         let mut first = None;
         for record in from..keyed.head.seq_count {
@@ -232,7 +233,9 @@ impl<R: Clone> Partition<R> {
                 Found::Nothing => {
                     let fingerprint = key.fingerprint;
                     let own = InFlightKey { index, position, fingerprint };
-                    self.keys_in_flight.insert(own).map_or(Verdict::New, |twin| twin_of(twin, key))
+                    self.keys_in_flight
+                        .insert(own, committed_end)
+                        .map_or(Verdict::New, |twin| twin_of(twin, key))
                 }
                 known @ (Found::Duplicate(_) | Found::OtherPayload(_)) => committed(&known),
             });
