@@ -95,7 +95,8 @@ impl Dropped {
     }
 }
 
-/// See the module. A clone shares the sealed generations, and copies the open one: milliseconds per million keys.
+/// See the module. A clone shares the sealed generations and the pages of the open one, each until it is first written to:
+/// it takes some 50 us per million keys.
 #[derive(Clone, Default)]
 pub struct DedupIndex {
     /// Oldest first. Bound: three, unless windows change; each has a key, so memory bounds them.

@@ -38,7 +38,7 @@ pub use keys::{EntryKeys, Keyed, read_keys};
 pub use leader::Partition;
 pub use producers::{DataChange, ProducerSession, Producers, Run, RunPlace};
 pub use queue_commands::{DeadDone, DeadIntent, REASON_BYTES_MAX, Returned, SettledRuns};
-pub use snapshot::SnapshotError;
+pub use snapshot::{SnapshotDraft, SnapshotError};
 pub use state::{APPLY_VERSION, AppliedEntry, ApplyError, Change, EpochRange, PartitionState};
 pub use subscribe::AckUpTo;
 pub use subscriptions::{SubscriptionState, Subscriptions};

@@ -156,7 +156,7 @@ keys! {
         /// Producer sessions of one connection. One more is rejected with `LimitExceeded`.
         producers_max: u32 = "1024" in 1..=1_000_000;
         /// Memory of the idempotency keys of one partition. A publish of one more is rejected with `DedupCapacity`; none is forgotten early.
-        dedup_bytes_per_partition: ByteSize = "512MiB" in 64 * KIB..=64 * GIB;
+        dedup_bytes_per_partition: ByteSize = "512MiB" in 64 * KIB..=4 * GIB;
         /// Subscriptions of one connection. One more is rejected with `SubscriptionLimit`.
         subscriptions_max: u32 = "1024" in 1..=1_000_000;
         /// Topics. One more is rejected with `LimitExceeded`.

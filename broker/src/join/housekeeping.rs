@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use postrider_core::Now;
 use postrider_core::cursors::Position;
+use postrider_core::partition::SnapshotDraft;
 use postrider_core::retention::{
     RetentionLimits, SegmentFacts, expired, is_expired_open, is_settled_open, settled,
 };
@@ -146,14 +147,30 @@ fn tick_queues(hub: &Hub, now: Now) {
 /// Writes a snapshot of a partition whose state is in memory; tells its size.
 pub(crate) fn write_snapshot(hub: &Hub, partition: &PartitionHandle, now: Now) -> u64 {
     partition.snapshot_due.store(false, Ordering::Relaxed);
-    let written = partition
-        .lead_if_folded(now, |leader, _turn| leader.write_snapshot(partition))
-        .unwrap_or(0);
+    let draft = partition.lead_if_folded(now, |leader, _turn| leader.draft_snapshot(false));
+    let written = hand_over(partition, draft.flatten(), now);
     if written > 0 {
         hub.counters.snapshots.add(1);
         hub.counters.snapshot_bytes.add(written);
     }
     written
+}
+
+/// Encodes a state and hands it to the store, without the partition's lock: many idempotency keys take a while. Tells
+/// its size, 0 if there is nothing new or the store has no room for it.
+fn hand_over(
+    partition: &PartitionHandle,
+    draft: Option<(EntryIndex, SnapshotDraft)>,
+    now: Now,
+) -> u64 {
+    let Some((end, draft)) = draft else { return 0 };
+    let bytes = draft.encode();
+    let len = bytes.len() as u64;
+    if !partition.log.write_snapshot(end, bytes) {
+        return 0;
+    }
+    partition.lead_if_folded(now, |leader, _turn| leader.snapshot_written(end, len));
+    len
 }
 
 fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, now: Now) {
@@ -220,9 +237,12 @@ fn retain(
         hub.counters.trims.add(1);
     }
     if wanted.0 > snapshot && kept == snapshot {
-        let folded = partition.lead(now, |leader, _turn| leader.write_snapshot(partition));
-        if let Err(error) = folded {
-            tracing::warn!(partition = ?partition.key, %error, "retention waits for a snapshot");
+        let draft = partition.lead(now, |leader, _turn| leader.draft_snapshot(false));
+        match draft {
+            Ok(draft) => _ = hand_over(partition, draft, now),
+            Err(error) => {
+                tracing::warn!(partition = ?partition.key, %error, "retention waits for a snapshot");
+            }
         }
     }
 }
@@ -281,9 +301,11 @@ fn move_snapshots(partition: &PartitionHandle, wanted: EntryIndex, now: Now) {
         log.want_checkpoint();
         return;
     }
-    let written = partition.lead(now, |leader, _turn| leader.write_snapshot_again(partition));
-    if let Err(error) = written {
-        tracing::warn!(partition = ?partition.key, %error, "a queue's disk space waits for a snapshot");
+    match partition.lead(now, |leader, _turn| leader.draft_snapshot(true)) {
+        Ok(draft) => _ = hand_over(partition, draft, now),
+        Err(error) => {
+            tracing::warn!(partition = ?partition.key, %error, "a queue's disk space waits for a snapshot");
+        }
     }
 }
 

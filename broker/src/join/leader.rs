@@ -16,7 +16,7 @@ use postrider_core::metadata::Subscription;
 use postrider_core::partition::{
     AckUpTo, Appended, ConnectionId, Decision, Effect, EntryDraft, Keyed, OwnerChange, Partition,
     PartitionIdentity, PartitionLimits, PartitionState, PendingAppend, PublishRequest, Refusal,
-    StateCommitted, SubscribeStart, SubscriptionMode,
+    SnapshotDraft, StateCommitted, SubscribeStart, SubscriptionMode,
 };
 use postrider_core::queue::DeadTarget;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
@@ -40,6 +40,10 @@ pub(crate) use queue::{Clean, Fed, NewMember, SettleKind, Settling};
 
 /// How long subscriptions wait for another try after the store refused them.
 const RETRY_WAIT: Duration = Duration::from_millis(100);
+
+/// A state of many bytes is written less often: one entry for so many of them, so that a start folds entries for no
+/// longer than it reads the snapshot.
+const SNAPSHOT_BYTES_PER_ENTRY: u64 = 256;
 
 /// Where an answer goes.
 #[derive(Clone)]
@@ -418,31 +422,25 @@ impl Leader {
         let entries = self.core.high_watermark().index.0.saturating_sub(self.snapshot_end.0);
         // A large state is written less often, so that snapshots stay a small part of what is written.
         let bytes_max = options.snapshot_after_bytes.max(8 * self.snapshot_bytes);
-        if entries >= options.snapshot_after_entries || self.bytes_since >= bytes_max {
+        let entries_max =
+            options.snapshot_after_entries.max(self.snapshot_bytes / SNAPSHOT_BYTES_PER_ENTRY);
+        if entries >= entries_max || self.bytes_since >= bytes_max {
             partition.want_snapshot();
         }
     }
 
-    /// Hands the state to the store; tells its size, 0 if the store had no room for it.
-    pub(crate) fn write_snapshot(&mut self, partition: &PartitionHandle) -> u64 {
-        if self.core.state().end().index <= self.snapshot_end {
-            return 0;
-        }
-        self.write_snapshot_again(partition)
+    /// The state for a snapshot, to be encoded and handed to the store without the lock. None if there is nothing new,
+    /// unless one is wanted `again`: nothing is released on the word of a single one.
+    pub(crate) fn draft_snapshot(&self, again: bool) -> Option<(EntryIndex, SnapshotDraft)> {
+        let end = self.core.state().end().index;
+        (again || end > self.snapshot_end).then(|| (end, self.core.state().draft_snapshot()))
     }
 
-    /// The same, also if the newest snapshot is of the same state: nothing is released on the word of one.
-    pub(crate) fn write_snapshot_again(&mut self, partition: &PartitionHandle) -> u64 {
-        let end = self.core.state().end().index;
-        let bytes = self.core.state().encode_snapshot();
-        let len = bytes.len() as u64;
-        if !partition.log.write_snapshot(end, bytes) {
-            return 0;
-        }
-        self.snapshot_end = end;
-        self.snapshot_bytes = len;
+    /// The store has taken a snapshot of so many bytes.
+    pub(crate) fn snapshot_written(&mut self, end: EntryIndex, bytes: u64) {
+        self.snapshot_end = self.snapshot_end.max(end);
+        self.snapshot_bytes = bytes;
         self.bytes_since = 0;
-        len
     }
 
     /// The disk failed: answers everything that waits.

@@ -11,6 +11,8 @@
 //! memory was not asked for, at the least load, 12 in between and 28 at the highest; if an empty slot were the end, 27,
 //! 44 and 67 would (simulated). Slots are never removed. Lines rise with the hash, so reading a page in order is almost sorting it.
 
+use std::sync::Arc;
+
 use super::fingerprint::Fingerprint;
 
 /// A number that no key has: the slot is empty.
@@ -114,7 +116,8 @@ fn mark(fingerprint: Fingerprint) -> usize {
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Page {
-    lines: Box<[Line]>,
+    /// Shared with clones of the index until one of both is written to.
+    lines: Arc<[Line]>,
     used: u32,
     /// How many leading bits of the hash all keys of the page share.
     depth: u32,
@@ -189,8 +192,9 @@ impl Page {
     pub(super) fn insert(&mut self, slot: Slot) {
         let Slot { fingerprint: Fingerprint { high, low }, number } = slot;
         let mut at = self.home(slot.fingerprint).at;
+        let lines = Arc::make_mut(&mut self.lines);
         loop {
-            let line = &mut self.lines[at].0;
+            let line = &mut lines[at].0;
             // They are taken from the front. Counted, since a search for the first empty one cannot be predicted.
             let taken = line.iter().filter(|packed| !packed.is_empty()).count();
             if let Some(empty) = line.get_mut(taken) {
@@ -199,7 +203,7 @@ impl Page {
                 return;
             }
             line[mark(slot.fingerprint)].number |= MARK;
-            at = if at + 1 == self.lines.len() { 0 } else { at + 1 };
+            at = if at + 1 == lines.len() { 0 } else { at + 1 };
         }
     }
 

@@ -10,6 +10,8 @@
 //! than [`GAP_MAX`]: at most one per millisecond for keys that are published densely, and one per key at worst (24
 //! bytes more). Runs lie in chunks, so that no list of millions is ever moved.
 
+use std::sync::Arc;
+
 use postrider_protocol::types::{Offset, TimestampMs};
 
 use super::Place;
@@ -33,7 +35,8 @@ pub(super) struct Run {
 #[derive(Clone, Debug)]
 struct Chunk {
     first: u32,
-    runs: Vec<Run>,
+    /// Shared with clones of the index until one of both is written to.
+    runs: Arc<Vec<Run>>,
 }
 
 /// See the module.
@@ -99,13 +102,17 @@ impl Runs {
     /// Appends a run; the caller sees to the order.
     pub(super) fn push(&mut self, run: Run) {
         match self.chunks.last_mut() {
-            Some(chunk) if chunk.runs.len() < CHUNK_RUNS => chunk.runs.push(run),
+            Some(chunk) if chunk.runs.len() < CHUNK_RUNS => {
+                Arc::make_mut(&mut chunk.runs).push(run)
+            }
             Some(_) => {
                 let mut runs = Vec::with_capacity(CHUNK_RUNS);
                 runs.push(run);
-                self.chunks.push(Chunk { first: run.first, runs });
+                self.chunks.push(Chunk { first: run.first, runs: Arc::new(runs) });
             }
-            None => self.chunks.push(Chunk { first: run.first, runs: vec![run] }),
+            None => {
+                self.chunks.push(Chunk { first: run.first, runs: Arc::new(vec![run]) });
+            }
         }
     }
 
@@ -131,7 +138,7 @@ impl Runs {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Run> {
-        self.chunks.iter().flat_map(|chunk| &chunk.runs)
+        self.chunks.iter().flat_map(|chunk| chunk.runs.iter())
     }
 
     pub(super) fn len(&self) -> usize {

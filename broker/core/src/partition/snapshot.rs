@@ -20,7 +20,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use bytes::{Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::types::{Offset, ProducerId, Sequence, SubscriptionId, TimestampMs};
 
@@ -48,6 +48,12 @@ impl PartitionState {
     /// The state's bytes. The snapshot covers everything below [`PartitionState::end`].
     #[must_use]
     pub fn encode_snapshot(&self) -> Bytes {
+        self.draft_snapshot().encode()
+    }
+
+    /// The same, so far as it has to be done before the state changes again.
+    #[must_use]
+    pub fn draft_snapshot(&self) -> SnapshotDraft {
         let mut bytes = BytesMut::new();
         let mut out = Writer::new(&mut bytes);
         out.put(&SNAPSHOT_VERSION);
@@ -71,18 +77,12 @@ impl PartitionState {
         }
         let delays = delay_snapshot::encode(&self.delays, &self.producers);
         let gone = queue_snapshot::encode_gone(&self.queues);
-        let dedup = (!self.dedup.is_empty()).then(|| {
-            let mut bytes = BytesMut::new();
-            self.dedup.encode(&mut bytes);
-            bytes.freeze()
-        });
-        let sections: Vec<(u8, Bytes)> =
-            [(DELAY_SECTION, delays), (GONE_SECTION, gone), (DEDUP_SECTION, dedup)]
-                .into_iter()
-                .filter_map(|(tag, bytes)| Some((tag, bytes?)))
-                .collect();
-        put_sections(&mut out, &sections);
-        bytes.freeze()
+        let sections: Vec<(u8, Bytes)> = [(DELAY_SECTION, delays), (GONE_SECTION, gone)]
+            .into_iter()
+            .filter_map(|(tag, bytes)| Some((tag, bytes?)))
+            .collect();
+        let dedup = Some(self.dedup.clone()).filter(|dedup| !dedup.is_empty());
+        SnapshotDraft { bytes, sections, dedup }
     }
 
     /// The state that a snapshot holds.
@@ -165,6 +165,36 @@ fn take_dedup(section: &[u8], append_time: TimestampMs) -> Result<DedupIndex, Sn
     }
 }
 
+/// A snapshot of which the large part is still to be written: many idempotency keys take a while, and the partition
+/// need not wait for it.
+#[derive(Debug)]
+pub struct SnapshotDraft {
+    bytes: BytesMut,
+    sections: Vec<(u8, Bytes)>,
+    dedup: Option<DedupIndex>,
+}
+
+impl SnapshotDraft {
+    /// The bytes.
+    ///
+    /// # Panics
+    /// The keys take 4 GiB or more: the bound of their memory is below that, and they take less here.
+    #[must_use]
+    pub fn encode(self) -> Bytes {
+        let Self { mut bytes, sections, dedup } = self;
+        put_sections(&mut Writer::new(&mut bytes), &sections, usize::from(dedup.is_some()));
+        if let Some(dedup) = dedup {
+            bytes.put_u8(DEDUP_SECTION);
+            let at = bytes.len();
+            bytes.put_u32_le(0);
+            dedup.encode(&mut bytes);
+            let len = u32::try_from(bytes.len() - at - 4).expect("keys take less than 4 GiB");
+            bytes[at..at + 4].copy_from_slice(&len.to_le_bytes());
+        }
+        bytes.freeze()
+    }
+}
+
 /// A session goes on behind the last of its runs.
 fn check_runs(producers: &Producers) -> Result<(), DecodeError> {
     let fits = |session: &ProducerSession| {
@@ -176,10 +206,10 @@ fn check_runs(producers: &Producers) -> Result<(), DecodeError> {
     }
 }
 
-/// Sections by rising tag.
-fn put_sections(out: &mut Writer<'_>, sections: &[(u8, Bytes)]) {
+/// Sections by rising tag. So many more follow.
+fn put_sections(out: &mut Writer<'_>, sections: &[(u8, Bytes)], more: usize) {
     assert!(sections.is_sorted_by(|a, b| a.0 < b.0), "sections stand in the order of their tags");
-    out.put(&u8::try_from(sections.len()).expect("a tag is a byte, each stands once"));
+    out.put(&u8::try_from(sections.len() + more).expect("a tag is a byte, each stands once"));
     for (tag, bytes) in sections {
         out.put(tag);
         out.put(&u32::try_from(bytes.len()).expect("a snapshot is far below 4 GiB"));
@@ -408,7 +438,7 @@ mod tests {
     fn a_section_of_a_later_version_is_refused() {
         let mut bytes = BytesMut::from(&PartitionState::default().encode_snapshot()[..]);
         bytes.truncate(bytes.len() - 1);
-        put_sections(&mut Writer::new(&mut bytes), &[(200, Bytes::from_static(b"later"))]);
+        put_sections(&mut Writer::new(&mut bytes), &[(200, Bytes::from_static(b"later"))], 0);
         assert_eq!(PartitionState::decode_snapshot(&bytes), Err(SnapshotError::Section(200)));
     }
 
@@ -416,7 +446,7 @@ mod tests {
     fn sections_stand_once_in_the_order_of_their_tags() {
         let mut bytes = BytesMut::new();
         let sections = [(3, Bytes::from_static(b"c")), (7, Bytes::new())];
-        put_sections(&mut Writer::new(&mut bytes), &sections);
+        put_sections(&mut Writer::new(&mut bytes), &sections, 0);
         let taken = take_sections(&mut Reader::new(&bytes)).expect("decodes");
         assert_eq!(taken, BTreeMap::from([(3, &b"c"[..]), (7, &b""[..])]));
         for refused in [&[1_u8, 3][..], &[2, 3, 0, 0, 0, 0, 3, 0, 0, 0, 0], &[1, 3, 2, 0, 0, 0, 9]]

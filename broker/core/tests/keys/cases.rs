@@ -255,6 +255,27 @@ fn a_batch_that_was_stored_in_part_is_stored_as_a_whole_by_its_retry() {
     assert_eq!(stage.charged, 0);
 }
 
+/// The large part of a snapshot is encoded without the partition's lock.
+#[test]
+fn a_snapshot_that_is_encoded_later_is_of_the_moment_of_its_draft() {
+    let mut stage = stage();
+    let publish = |stage: &mut Stage, keys: std::ops::Range<u32>| {
+        for key in keys {
+            stage.wait(u64::from(key % 2));
+            let key: &'static str = format!("key {key}").leak();
+            assert!(matches!(stage.was(&[(Some(key), "v")])[0], Was::Stored(_)));
+        }
+    };
+    publish(&mut stage, 0..3_000);
+    let (draft, expected) = {
+        let state = stage.partition.state();
+        (state.draft_snapshot(), state.encode_snapshot())
+    };
+    publish(&mut stage, 3_000..6_000);
+    assert_eq!(draft.encode(), expected);
+    assert_ne!(stage.partition.state().encode_snapshot(), expected);
+}
+
 /// A definite refusal remembers no key.
 #[test]
 fn a_refused_publish_leaves_no_key() {

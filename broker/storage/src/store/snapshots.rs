@@ -48,16 +48,18 @@ impl SnapshotQueue {
         Self { queue: Mutex::default(), bytes_max }
     }
 
-    /// Queues a state in place of an older one of the log; false at the bound.
+    /// Queues a state in place of an older one of the log; false at the bound. One alone may be above it: else a log whose
+    /// state is that large would never have a snapshot again.
     fn push(&self, log: &Arc<LogInner>, index: EntryIndex, state: Bytes) -> bool {
         let mut queue = self.queue.lock();
         let Queue { waiting, bytes } = &mut *queue;
         let old = waiting.iter().position(|other| Arc::ptr_eq(&other.log, log));
         let freed = old.map_or(0, |at| waiting[at].state.len());
-        if *bytes - freed + state.len() > self.bytes_max {
+        let others = *bytes - freed;
+        if others > 0 && others + state.len() > self.bytes_max {
             return false;
         }
-        *bytes = *bytes - freed + state.len();
+        *bytes = others + state.len();
         let new = Waiting { log: Arc::clone(log), index, state };
         match old {
             Some(at) => waiting[at] = new,

@@ -143,7 +143,24 @@ fn snapshot_counts_once_a_manifest_names_it_and_two_are_kept() {
         checkpoint(&store, n);
     }
     assert_eq!(disk.list(names::SNAPSHOTS).unwrap().len(), 2);
-    assert!(!log.write_snapshot(EntryIndex(4), Bytes::from(vec![0; 100 << 20])));
+}
+
+#[test]
+fn a_snapshot_above_the_bound_is_taken_while_no_other_waits() {
+    let disk = SimDisk::new(1);
+    let store = start(Arc::new(disk), small_options());
+    let one = store.create_log(key(0), Durability::Fsync).unwrap();
+    let other = store.create_log(key(1), Durability::Fsync).unwrap();
+    append(&store, &one, 1, 100);
+    append(&store, &other, 1, 100);
+    let large = small_options().snapshot_queue_bytes_max + 1;
+    assert!(one.write_snapshot(EntryIndex(1), Bytes::from(vec![0; large])));
+    assert!(!other.write_snapshot(EntryIndex(1), Bytes::from(vec![0; 10])));
+    assert!(one.write_snapshot(EntryIndex(1), Bytes::from(vec![1; large])), "in place of its own");
+    store.maintain(TimestampMs(0));
+    assert_eq!(one.snapshot_index(), Some(EntryIndex(1)));
+    assert!(other.write_snapshot(EntryIndex(1), Bytes::from(vec![0; 10])));
+    assert!(!one.write_snapshot(EntryIndex(1), Bytes::from(vec![0; large])));
 }
 
 #[test]
