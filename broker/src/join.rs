@@ -20,6 +20,7 @@ mod counters;
 mod dead_letters;
 mod delays;
 mod deliver;
+mod depths;
 mod expiry;
 mod fold;
 mod groups;
@@ -44,6 +45,7 @@ mod topic;
 
 pub use broker::{Broker, Readiness};
 pub use counters::{BrokerMetrics, LATENESS_BOUNDS_MS, LatenessTotals};
+pub use depths::{QUEUES_APART_MAX, QueueDepth, QueueDepths};
 pub use hub::Identity;
 pub use open::{BrokerOpenError, OpenReport};
 pub use options::BrokerOptions;

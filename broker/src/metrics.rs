@@ -1,9 +1,10 @@
 //! The table of all metrics: name, unit, meaning, and where the value comes from.
 //!
 //! `/metrics` writes exactly the rows of this table, and docs/OPERATIONS.md is made from it. Series are
-//! bounded: no label holds a name that users choose. Driven by the admin port.
+//! bounded: labels hold words of ours, but for the names of queues, of which [`crate::join::QUEUES_APART_MAX`] are told apart. Driven by the admin port.
 
 mod process;
+mod queues;
 mod text;
 
 use std::fmt::Write as _;
@@ -164,6 +165,10 @@ metrics! {
         |s, out| out.count(s.broker(|b| b.dedup_bytes));
     "postrider_dedup_messages_total" Counter "messages", "Messages received with an idempotency key.",
         |s, out| out.count(s.broker(|b| b.keyed_messages));
+    "postrider_queue_messages" Gauge "messages", "Messages in queues by `topic`, `subscription` and `state`: `ready`, `leased`, `delayed` (failed, wait for the next try), `blocked` (behind their key), `dead_lettering`. As `queue show` tells them, looked at every second. The first 1,000 queues by name are told apart; the series without `topic` is the sum of the others.",
+        queues::messages;
+    "postrider_queue_oldest_ready_seconds" Gauge "seconds", "Age of the oldest message that is ready, by `topic` and `subscription`; the series without them is that of the queues that are not told apart.",
+        queues::oldest_ready;
     "postrider_delayed_pending" Gauge "messages", "Delayed messages that wait for their time.",
         |s, out| out.count(s.broker(|b| b.delays_pending));
     "postrider_delayed_scheduled_total" Counter "messages", "Messages published with a delay.",

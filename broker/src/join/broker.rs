@@ -9,6 +9,7 @@ use postrider_storage::{Disk, Store, StoreError};
 
 use crate::join::catalog::Catalog;
 use crate::join::counters::{BrokerMetrics, Gauges};
+use crate::join::depths;
 use crate::join::housekeeping::{Housekeeping, write_snapshot};
 use crate::join::hub::{Hub, Identity, lock};
 use crate::join::open::{self, BrokerOpenError, OpenReport, Parts};
@@ -162,9 +163,10 @@ impl Broker {
             subscriptions,
             group_members,
             group_partitions_unowned,
+            queue_depths: depths::depths(catalog, hub.now()),
             disk_full: store.is_full(),
         };
-        hub.counters.metrics(&gauges, store.stats())
+        hub.counters.metrics(gauges, store.stats())
     }
 }
 

@@ -7,6 +7,8 @@ use std::time::Duration;
 use postrider_protocol::error::ErrorCode;
 use postrider_storage::StoreStats;
 
+use crate::join::depths::QueueDepths;
+
 /// A number that only rises.
 #[derive(Default)]
 pub(crate) struct Counter(AtomicU64);
@@ -174,6 +176,8 @@ pub struct BrokerMetrics {
     pub queue_expired: u64,
     /// Messages that left queues unprocessed in another way.
     pub queue_evicted: u64,
+    /// What is in the queues now, or was a second ago.
+    pub queue_depths: QueueDepths,
     /// Delayed messages that wait now.
     pub delays_pending: u64,
     /// Idempotency keys that are remembered.
@@ -234,11 +238,12 @@ pub(crate) struct Gauges {
     pub(crate) subscriptions: u64,
     pub(crate) group_members: u64,
     pub(crate) group_partitions_unowned: u64,
+    pub(crate) queue_depths: QueueDepths,
     pub(crate) disk_full: bool,
 }
 
 impl Counters {
-    pub(crate) fn metrics(&self, gauges: &Gauges, store: StoreStats) -> BrokerMetrics {
+    pub(crate) fn metrics(&self, gauges: Gauges, store: StoreStats) -> BrokerMetrics {
         BrokerMetrics {
             sessions: gauges.sessions,
             sessions_opened: self.sessions_opened.total(),
@@ -266,6 +271,7 @@ impl Counters {
             queue_dead_lettered: self.queue_dead_lettered.total(),
             queue_expired: self.queue_expired.total(),
             queue_evicted: self.queue_evicted.total(),
+            queue_depths: gauges.queue_depths,
             delays_pending: gauges.delays_pending,
             dedup_keys: gauges.dedup_keys,
             dedup_bytes: gauges.dedup_bytes,

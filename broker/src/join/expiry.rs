@@ -2,7 +2,7 @@
 //! does), and reads without any lock. Driven by the tick.
 
 use postrider_core::partition::{Aged, ExpiryAsk};
-use postrider_protocol::entry::EntryViews;
+use postrider_protocol::entry::{EntryHeader, EntryViews};
 use postrider_protocol::message::Start;
 use postrider_protocol::types::{Offset, TimestampMs};
 
@@ -33,4 +33,14 @@ fn append_time(partition: &PartitionHandle, offset: Offset) -> Option<TimestampM
     let slices = run.iter().flat_map(|run| &run.slices);
     let first = slices.flat_map(|slice| EntryViews::new(slice)).find_map(Result::ok);
     Some(first.map_or(TimestampMs(0), |entry| entry.header.append_time))
+}
+
+/// The append time of the message at an offset, or of the entry that holds it; 0 if there is none.
+pub(crate) fn append_time_of(partition: &PartitionHandle, offset: Offset) -> TimestampMs {
+    let run = partition.log.read(offset, partition.high_watermark(), 1);
+    let header = run.ok().and_then(|run| {
+        let bytes = run.slices.first()?.clone();
+        EntryHeader::decode(&bytes).ok()
+    });
+    header.map_or(TimestampMs(0), |header| header.append_time)
 }

@@ -1,5 +1,5 @@
 //! Owns what a broker does now and then: retention, snapshots, the expiry of idle producer sessions, the time of
-//! consumer groups. Never
+//! consumer groups, samples of the depth of queues. Never
 //! waits and never does all at once: every tick does a bounded part. Driven by `Broker::tick`.
 
 use std::collections::VecDeque;
@@ -20,6 +20,7 @@ use postrider_storage::{Keep, SegmentInfo};
 
 use crate::join::catalog::Catalog;
 use crate::join::delays::{self, Finder};
+use crate::join::depths::Sampler;
 use crate::join::expiry;
 use crate::join::hub::Hub;
 use crate::join::partition::PartitionHandle;
@@ -47,6 +48,7 @@ pub(crate) struct Housekeeping {
     /// Snapshot bytes that may be written now; below zero after a large one.
     snapshot_bytes: i64,
     finder: Finder,
+    sampler: Sampler,
 }
 
 impl Housekeeping {
@@ -58,6 +60,7 @@ impl Housekeeping {
             pass: VecDeque::new(),
             snapshot_bytes: 0,
             finder: Finder::default(),
+            sampler: Sampler::default(),
         }
     }
 
@@ -79,6 +82,7 @@ impl Housekeeping {
             self.finder.tick(catalog, now);
             return;
         }
+        self.sampler.tick(catalog, now);
         if self.pass.is_empty() && self.is_pass_due(hub, written_bytes, now) {
             self.pass_due = now.monotonic + hub.options.retention_check_interval;
             self.pass_bytes = written_bytes;

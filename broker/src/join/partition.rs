@@ -21,6 +21,7 @@ use postrider_protocol::types::{Durability, EntryIndex, Offset, PartitionId, Sub
 use postrider_storage::{Log, LogKey, LogWatcher, OpenedLog};
 
 use crate::join::combining::CombiningLock;
+use crate::join::depths::Sample;
 use crate::join::fold;
 use crate::join::hub::{Hub, lock};
 use crate::join::leader::Leader;
@@ -56,6 +57,8 @@ pub(crate) struct PartitionHandle {
     scheduled: AtomicU64,
     /// Idempotency keys and their bytes, as far as the state is folded. Stored under the lock.
     remembered: (AtomicU64, AtomicU64),
+    /// The depth of its queues when the tick last looked. A leaf lock. Bound: the topic's subscriptions.
+    samples: Mutex<Vec<Sample>>,
     /// Wants a snapshot and stands in the list.
     pub(crate) snapshot_due: AtomicBool,
     leadership: CombiningLock<Leadership>,
@@ -102,6 +105,7 @@ impl PartitionHandle {
             deleted: AtomicBool::new(false),
             scheduled: AtomicU64::new(0),
             remembered: (AtomicU64::new(0), AtomicU64::new(0)),
+            samples: Mutex::default(),
             snapshot_due: AtomicBool::new(false),
             leadership: CombiningLock::new(Leadership::Dormant(snapshot)),
             waiters: Mutex::default(),
@@ -175,6 +179,14 @@ impl PartitionHandle {
 
     pub(crate) fn set_scheduled(&self, messages: u64) {
         self.scheduled.store(messages, Ordering::Relaxed);
+    }
+
+    pub(crate) fn samples(&self) -> Vec<Sample> {
+        lock(&self.samples).clone()
+    }
+
+    pub(crate) fn set_samples(&self, samples: Vec<Sample>) {
+        *lock(&self.samples) = samples;
     }
 
     /// The log and its snapshot, if the state was not needed so far.

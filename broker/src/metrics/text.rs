@@ -48,9 +48,20 @@ impl Series<'_> {
         }
     }
 
-    /// One series of several, told apart by a label. Values of labels are words of ours, not of users.
+    /// One series of several, told apart by a label.
     pub(crate) fn labelled(&mut self, label: &str, word: &str, value: u64) {
         let _ = writeln!(self.out, "{}{{{label}=\"{}\"}} {value}", self.name, Escaped(word));
+    }
+
+    /// One series of several, told apart by several labels.
+    pub(crate) fn of(&mut self, labels: &[(&str, &str)], value: f64) {
+        let _ = write!(self.out, "{}", self.name);
+        for (at, (label, word)) in labels.iter().enumerate() {
+            let open = if at == 0 { '{' } else { ',' };
+            let _ = write!(self.out, "{open}{label}=\"{}\"", Escaped(word));
+        }
+        let close = if labels.is_empty() { "" } else { "}" };
+        let _ = writeln!(self.out, "{close} {}", Number(value));
     }
 
     /// A histogram from counts per bucket (not cumulative) and the upper bound of each; the last bucket

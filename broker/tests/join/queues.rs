@@ -1,5 +1,9 @@
 //! Queues through the join: administration.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use postrider_broker::join::{Broker, QUEUES_APART_MAX, QueueDepth};
 use postrider_core::metadata::QUEUE_SUBSCRIPTION;
 use postrider_protocol::error::ErrorCode;
 use postrider_protocol::message::*;
@@ -7,9 +11,10 @@ use postrider_protocol::types::*;
 use postrider_storage::SimDisk;
 use postrider_storage::disk_sim::CrashKind;
 
+use crate::consuming::pass;
 use crate::open_sim;
 use crate::peer::{Peer, subscribe};
-use crate::worker::{Worker, consume, publish_range};
+use crate::worker::{Worker, consume, fill, policy, publish_range};
 
 pub(crate) fn create_queue(name: &str, policy: QueuePolicy) -> CreateQueue {
     CreateQueue {
@@ -154,4 +159,52 @@ fn what_one_subscription_settles_is_unsettled_for_the_others() {
     let _purged: PurgeQueueReply = peer.ask(&purge).unwrap();
     assert_eq!(worker("audit", 2).leases().len(), 20);
     assert_eq!(peer.delivered().len(), 20);
+}
+
+#[test]
+fn metrics_tell_how_deep_a_queue_is_also_when_nobody_used_it_since_the_start() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let _producer = fill(&broker, "jobs", 100, 10);
+    let mut peer = Peer::new(&broker);
+    let _idle: CreateQueueReply = peer.ask(&create_queue("idle", policy())).unwrap();
+    let mut worker = Worker::with(&broker, &Consume { credit_messages: 30, ..consume("jobs", 1) });
+    let leased = worker.leases();
+    let _acked = worker.ack(&leased[..10]).unwrap();
+    pass(&broker, 0, 500);
+    let found = depths(&broker);
+    assert_eq!(found.keys().map(String::as_str).collect::<Vec<_>>(), ["idle", "jobs"]);
+    let jobs = found["jobs"];
+    assert_eq!((jobs.ready, jobs.leased, found["idle"]), (70, 20, QueueDepth::default()));
+    assert_eq!(jobs.oldest_ready, Duration::from_millis(500));
+    drop((worker, peer));
+    disk.crash(CrashKind::Power);
+    drop(broker);
+
+    let broker = open_sim(&disk.reopen());
+    pass(&broker, 600, 1_000);
+    let jobs = depths(&broker)["jobs"];
+    assert_eq!((jobs.ready, jobs.leased), (90, 0), "its state was folded by nobody else");
+    assert_eq!(jobs.oldest_ready, Duration::from_millis(1_000));
+}
+
+fn depths(broker: &Broker) -> BTreeMap<String, QueueDepth> {
+    let depths = broker.metrics().queue_depths;
+    assert_eq!(depths.others, QueueDepth::default());
+    depths.queues.into_iter().map(|(topic, _name, depth)| (topic, depth)).collect()
+}
+
+#[test]
+fn queues_beyond_the_bound_of_metrics_are_one_sum() {
+    let broker = open_sim(&SimDisk::new(1));
+    let mut peer = Peer::new(&broker);
+    for number in 0..QUEUES_APART_MAX {
+        let name = format!("queue-{number:04}");
+        let _created: CreateQueueReply = peer.ask(&create_queue(&name, policy())).unwrap();
+    }
+    let _zeta = fill(&broker, "zeta", 7, 7);
+    pass(&broker, 0, 500);
+    let found = broker.metrics().queue_depths;
+    assert_eq!(found.queues.len(), QUEUES_APART_MAX);
+    assert_eq!(found.others.ready, 7, "it comes last by name");
 }

@@ -429,6 +429,15 @@ impl Leader {
         }
     }
 
+    /// The numbers of a queue alone.
+    pub(crate) fn queue_numbers(
+        &self,
+        subscription: SubscriptionId,
+        now: postrider_core::Now,
+    ) -> Option<QueueStats> {
+        self.core.queue_stats(subscription, now)
+    }
+
     /// Numbers and consumers, for people.
     pub(crate) fn queue_stats(
         &self,

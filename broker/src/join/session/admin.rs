@@ -17,12 +17,13 @@ use postrider_protocol::message::{
 };
 use postrider_protocol::pattern::is_pattern;
 use postrider_protocol::types::{
-    Durability, Offset, PartitionId, ProducerEpoch, ProducerId, TimestampMs, TopicId, TopicKind,
+    Durability, PartitionId, ProducerEpoch, ProducerId, TimestampMs, TopicId, TopicKind,
 };
 
 use super::Session;
 use super::subscribe::all_partitions;
 use crate::join::catalog::{Ask, Desk, Then, unknown_topic};
+use crate::join::expiry::append_time_of;
 use crate::join::hub::lock;
 use crate::join::leader::resolve;
 use crate::join::partition::PartitionHandle;
@@ -353,16 +354,6 @@ fn no_topic(name: &str) -> TopicMetadata {
         durability: Durability::Fsync,
         partitions: Vec::new(),
     }
-}
-
-/// The append time of the message at an offset, or of the entry that holds it; 0 if there is none.
-pub(super) fn append_time_of(partition: &PartitionHandle, offset: Offset) -> TimestampMs {
-    let run = partition.log.read(offset, partition.high_watermark(), 1);
-    let header = run.ok().and_then(|run| {
-        let bytes = run.slices.first()?.clone();
-        postrider_protocol::entry::EntryHeader::decode(&bytes).ok()
-    });
-    header.map_or(TimestampMs(0), |header| header.append_time)
 }
 
 /// The durable subscriptions of a topic, by name. Without any, no partition's state is looked at.

@@ -16,10 +16,10 @@ use postrider_protocol::message::{
 };
 use postrider_protocol::types::{CorrelationId, MemberId, Offset, PartitionId, SubscriptionHandle};
 
-use super::admin::append_time_of;
 use super::subscribe::{all_partitions, wanted_partitions};
 use super::{Session, SessionEnd};
 use crate::join::consumers::{Consumer, QueueCursor};
+use crate::join::expiry::append_time_of;
 use crate::join::hub::lock;
 use crate::join::leader::{NewMember, SettleKind, Settling, resolve};
 use crate::join::members::Attachment;
