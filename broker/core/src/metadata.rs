@@ -3,6 +3,7 @@
 //! command to the metadata log (`TopicId::METADATA`, kind `Metadata`) after `Image::check`, and applies
 //! it once it is durable; a controller group comes in front of that log later.
 
+mod circles;
 mod command;
 mod image;
 mod patterns;

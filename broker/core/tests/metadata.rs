@@ -168,6 +168,58 @@ fn a_queue_has_no_retention() {
     assert_eq!(jobs.check(&alter(more)), Ok(()));
 }
 
+fn queue_named(id: u8, name: &str, dead_letter: &str) -> Command {
+    Command::CreateQueue {
+        id: TopicId([id; 16]),
+        name: name.to_string(),
+        config: config(TopicKind::Queue),
+        created: TimestampMs(5),
+        subscription: SubscriptionId([id; 16]),
+        policy: QueuePolicy { dead_letter: Some(dead_letter.to_string()), ..policy() },
+    }
+}
+
+#[test]
+fn a_queue_whose_dead_letters_would_come_back_by_themselves_is_refused() {
+    let mut image = image(&[queue_named(10, "a", "b"), queue_named(11, "b", "c")]);
+    let closing = queue_named(12, "c", "a");
+    assert_eq!(refusal(&image, &closing), ErrorCode::InvalidConfig, "a to b to c to a");
+    let beside = queue_named(12, "c", "d");
+    image.check(&beside).unwrap();
+    apply(&mut image, &beside);
+    let alter = |dead_letter: &str| Command::AlterQueue {
+        topic: TopicId([12; 16]),
+        id: SubscriptionId([12; 16]),
+        policy: QueuePolicy { dead_letter: Some(dead_letter.to_string()), ..policy() },
+    };
+    assert_eq!(refusal(&image, &alter("b")), ErrorCode::InvalidConfig);
+    image.check(&alter("e")).unwrap();
+    let second = Command::CreateQueueSubscription {
+        topic: TopicId([12; 16]),
+        id: SubscriptionId([13; 16]),
+        name: "again".to_string(),
+        start: Start::Earliest,
+        policy: QueuePolicy { dead_letter: Some("a".to_string()), ..policy() },
+    };
+    assert_eq!(refusal(&image, &second), ErrorCode::InvalidConfig);
+    let two_ways_to_one_end = Command::CreateQueueSubscription {
+        topic: TopicId([10; 16]),
+        id: SubscriptionId([13; 16]),
+        name: "again".to_string(),
+        start: Start::Earliest,
+        policy: QueuePolicy { dead_letter: Some("c".to_string()), ..policy() },
+    };
+    image.check(&two_ways_to_one_end).unwrap();
+}
+
+#[test]
+fn a_circle_that_an_older_broker_allowed_is_applied_and_looked_through_once() {
+    let mut image = image(&[queue_named(10, "a", "b")]);
+    // Without the check: it was appended before there was one.
+    image.apply(image.end(), &queue_named(11, "b", "a")).unwrap();
+    image.check(&queue_named(12, "c", "a")).unwrap();
+}
+
 fn create_named(id: u8, name: &str) -> Command {
     let Command::CreateTopic { config, created, .. } = create_topic() else { unreachable!() };
     Command::CreateTopic { id: TopicId([id; 16]), name: name.to_string(), config, created }

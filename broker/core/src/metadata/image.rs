@@ -252,6 +252,7 @@ impl Image {
             Command::CreateQueue { name, config, policy, .. } => {
                 self.check_topic(name, config)?;
                 validate_policy(name, policy)?;
+                self.check_circle(name, policy)?;
             }
             Command::AlterTopic { id, change } => {
                 if let Some(topic) = self.topics.get(id) {
@@ -316,7 +317,9 @@ impl Image {
     }
 
     fn check_policy(&self, topic: TopicId, policy: &QueuePolicy) -> Result<(), ErrorBody> {
-        self.topics.get(&topic).map_or(Ok(()), |topic| validate_policy(&topic.name, policy))
+        let Some(topic) = self.topics.get(&topic) else { return Ok(()) };
+        validate_policy(&topic.name, policy)?;
+        self.check_circle(&topic.name, policy)
     }
 
     /// What contradicts the commands before.
