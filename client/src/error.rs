@@ -169,6 +169,12 @@ pub enum SendError {
         /// Its length.
         bytes: usize,
     },
+    /// An atomic batch has no message.
+    #[error("an atomic batch has at least one message")]
+    Empty,
+    /// The messages of an atomic batch belong to more than one partition.
+    #[error("the messages of an atomic batch have partitions or keys of more than one partition")]
+    Scattered,
     /// The topic has no such partition.
     #[error("the topic has {partitions} partitions, numbered from 0; the message names another")]
     NoPartition {

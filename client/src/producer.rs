@@ -18,7 +18,7 @@ use crate::{
     core::{
         ProducerKey,
         completion::{BatchCompletion, BatchOutcome, Place, promise},
-        lane::MessageParts,
+        lane::{MessageParts, Whole},
         producer::{Enqueue, ProducerOptions, TopicFacts},
         room::Ticket,
     },
@@ -254,6 +254,57 @@ impl<C> Producer<C> {
         ack_of(placed)
     }
 
+    /// Publishes messages as one batch of one partition: all are stored, at offsets that follow each other, or none is.
+    /// They go to the partition of the first record that names one or has a key; others that do must agree. The batch
+    /// is sent as it is, and must be below the broker's `batch_bytes_max`; `deliver_at` of the records is not looked at.
+    ///
+    /// With `at`, only if its first message gets that offset: of several producers that decide on the same state of the
+    /// log one is stored, and the others are told `OffsetConflict` with the offset that comes next in `detail`. The first
+    /// offset of an empty partition is 0.
+    ///
+    /// Returns the receipt of the first message.
+    ///
+    /// # Errors
+    /// See [`SendError`]. `OffsetConflict`, and with idempotency keys `AtomicConflict` (some are stored already, and
+    /// others are not), are `Rejected`: nothing is stored.
+    ///
+    /// # Cancel safety
+    /// As [`Producer::send`].
+    pub async fn send_atomic<V>(
+        &self,
+        records: &[Record<V>],
+        at: Option<Offset>,
+    ) -> Result<Receipt, SendError>
+    where
+        C: Encode<V>,
+    {
+        let values: Vec<_> = records.iter().map(encode::<C, V>).collect::<Result<_, _>>()?;
+        let parts: Vec<MessageParts<'_>> = std::iter::zip(records, &values)
+            .map(|(record, value)| MessageParts {
+                deliver_at: None,
+                ..parts(record, value.as_deref())
+            })
+            .collect();
+        let mut line = Line { open: &self.open, ticket: None };
+        let placed = poll_fn(|cx| {
+            let shared = &self.open.handle.shared;
+            shared.with(|engine| {
+                let (key, clock) = (self.open.key, || shared.clock());
+                let placed = engine.enqueue_whole(key, clock, &parts, Whole { at }, line.ticket);
+                if matches!(placed, Enqueue::Full) {
+                    line.ticket = engine.wait_for_room(key, line.ticket, cx.waker());
+                    return Poll::Pending;
+                }
+                Poll::Ready(placed)
+            })
+        })
+        .await;
+        if matches!(placed, Enqueue::Placed { .. }) {
+            line.ticket = None;
+        }
+        ack_of(placed)?.await
+    }
+
     /// Adds a message to its batch, or gives the record back.
     ///
     /// # Errors
@@ -339,6 +390,8 @@ fn ack_of_or_full(placed: Enqueue) -> Result<Option<Ack>, SendError> {
         Enqueue::Full => Ok(None),
         Enqueue::TooLarge { bytes, max } => Err(SendError::TooLarge { bytes, max }),
         Enqueue::TooManyHeaders => Err(SendError::TooManyHeaders),
+        Enqueue::Empty => Err(SendError::Empty),
+        Enqueue::Scattered => Err(SendError::Scattered),
         Enqueue::BadIdempotencyKey { bytes } => Err(SendError::BadIdempotencyKey { bytes }),
         Enqueue::NoPartition { partitions } => Err(SendError::NoPartition { partitions }),
         Enqueue::Ended(ended) => Err(SendError::from_ended(ended)),

@@ -118,6 +118,8 @@ apis! {
     CancelDelayed = 24, Request;
     /// The delayed messages of a topic by numbers.
     DescribeDelayed = 25, Request;
+    /// A batch to store as a whole or not at all, maybe at one offset only. Answered by `Confirm`.
+    PublishAtomic = 26, OneWay;
     /// Attach to a topic.
     Subscribe = 30, Request;
     /// Entries of a subscribed partition.

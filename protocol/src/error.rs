@@ -147,6 +147,10 @@ error_codes! {
     StaleLeaderEpoch = 26, Rejected, RefreshMetadata;
     /// The topic's kind does not allow the request.
     WrongTopicKind = 27, Rejected, Never;
+    /// The batch was to begin at another offset than the one that comes next, which the detail tells.
+    OffsetConflict = 28, Rejected, Never;
+    /// Some messages of an atomic batch are stored already, and others are not.
+    AtomicConflict = 29, Rejected, Never;
     /// The batch, or a message in it, is above the limit.
     BatchTooLarge = 30, Rejected, Never;
     /// The batch's crc or fields are wrong.

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::{api::Api, codec::DecodeError};
 
+mod atomic;
 mod bounds;
 mod confirm;
 mod delay;
@@ -23,6 +24,7 @@ mod subscribe;
 mod subscription;
 mod topic;
 
+pub use atomic::{PUBLISH_ATOMIC_HEAD_BYTES, PublishAtomic};
 pub use bounds::{
     BoundsChange, DEDUP_WINDOW_MS_DEFAULT, DEDUP_WINDOW_MS_MAX, DEDUP_WINDOW_MS_MIN, Expired,
     Overflow, TopicBounds,

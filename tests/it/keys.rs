@@ -5,9 +5,12 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use postrider::{Client, NewTopic, Producer, Raw, Receipt, Record};
+use postrider::{Client, NewTopic, Producer, Raw, Receipt, Record, SendError, Start};
+use postrider_protocol::error::ErrorCode;
+use postrider_protocol::types::Offset;
 use postrider_tests::process::wait_until;
 use serde_json::Value;
 
@@ -165,6 +168,73 @@ fn of_one_key_published_a_thousand_times_over_ten_connections_one_is_stored() ->
     let same =
         |receipt: &Receipt| (receipt.partition, receipt.offset, receipt.append_time) == place;
     ensure!(receipts.iter().all(same), "all are told where the first one is");
+    ensure!(broker.terminate()?.success(), "the broker did not end in order");
+    Ok(())
+}
+
+/// A8, over real connections: each of several producers counts up by what it has read.
+#[test]
+fn of_producers_that_want_one_offset_one_is_stored_and_batches_are_whole() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let command = broker(dir.path())?;
+    let broker = command.start()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let mut racers = tokio::task::JoinSet::new();
+        for racer in 0..4_u64 {
+            let client = Client::builder(command.url()).connect().await?;
+            client.admin().create_topic(NewTopic::new("t").if_not_exists()).await?;
+            let producer = client.producer::<Raw>("t").build().await?;
+            racers.spawn(async move {
+                let (mut next, mut won) = (0, 0);
+                while won < 50 {
+                    let records: Vec<Record<String>> =
+                        (0..3).map(|nth| Record::new(format!("{racer} {won} {nth}"))).collect();
+                    match producer.send_atomic(&records, Some(Offset(next))).await {
+                        Ok(receipt) => {
+                            ensure!(receipt.offset.0 == next && !receipt.duplicate, "{receipt:?}");
+                            won += 1;
+                            next += 3;
+                        }
+                        Err(SendError::Rejected(error)) if error.code == ErrorCode::OffsetConflict => {
+                            ensure!(error.detail > next, "{error:?}");
+                            next = error.detail;
+                        }
+                        Err(error) => return Err(error.into()),
+                    }
+                }
+                client.close(Duration::from_secs(5)).await;
+                Ok(())
+            });
+        }
+        while let Some(raced) = racers.join_next().await {
+            raced??;
+        }
+        let client = Client::builder(command.url()).connect().await?;
+        let mut reader = client.reader::<Raw>("t").from(Start::Earliest).open().await?;
+        let mut batch = String::new();
+        for offset in 0..600 {
+            let message = reader.next_message().await.context("the stream goes on")??;
+            let value = String::from_utf8_lossy(&message.value).into_owned();
+            let (of, nth) = value.rsplit_once(' ').context("three numbers")?;
+            ensure!(nth == (offset % 3).to_string(), "{offset}: {value}");
+            ensure!(offset % 3 == 0 || of == batch, "{offset}: {value} in the batch {batch}");
+            of.clone_into(&mut batch);
+        }
+        let keys = |keys: &[&str]| -> Vec<Record<String>> {
+            keys.iter().map(|key| Record::new((*key).to_owned()).idempotency_key((*key).to_owned())).collect()
+        };
+        let producer = client.producer::<Raw>("t").build().await?;
+        let first = producer.send_atomic(&keys(&["a", "b"]), None).await?;
+        let again = producer.send_atomic(&keys(&["a", "b"]), None).await?;
+        ensure!(again.duplicate && again.offset == first.offset, "{again:?}");
+        let part = producer.send_atomic(&keys(&["b", "c"]), None).await;
+        let is_conflict = matches!(&part, Err(SendError::Rejected(error)) if error.code == ErrorCode::AtomicConflict);
+        ensure!(is_conflict, "{part:?}");
+        ensure!(matches!(producer.send_atomic(&keys(&[]), None).await, Err(SendError::Empty)), "no message");
+        anyhow::Ok(())
+    })?;
     ensure!(broker.terminate()?.success(), "the broker did not end in order");
     Ok(())
 }

@@ -29,10 +29,10 @@ use postrider_protocol::message::{
     GroupHeartbeat, GroupReleased, GroupReleasedReply, GroupRevoked, Hello, HelloReply, JoinGroup,
     JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply, Limits, ListOffsets,
     ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply,
-    OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PublishDelayed, PurgeQueue,
-    PurgeQueueReply, RedriveLetters, RedriveLettersReply, ReleaseMessage, ReleaseMessageReply,
-    Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe, SubscribeReply,
-    SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
+    OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PublishAtomic, PublishDelayed,
+    PurgeQueue, PurgeQueueReply, RedriveLetters, RedriveLettersReply, ReleaseMessage,
+    ReleaseMessageReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
+    SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
 use postrider_protocol::rebuild::{EntryRecords, rebuild};
 use postrider_protocol::record::Record;
@@ -140,6 +140,7 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::Publish => publish,
         Api::Confirm => exact::<Confirm>,
         Api::PublishDelayed => publish_delayed,
+        Api::PublishAtomic => publish_atomic,
         Api::CancelDelayed => exact::<CancelDelayed>,
         Api::DescribeDelayed => exact::<DescribeDelayed>,
         Api::Subscribe => exact::<Subscribe>,
@@ -215,6 +216,7 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::DescribeGroup => exact::<DescribeGroupReply>,
         Api::Publish
         | Api::PublishDelayed
+        | Api::PublishAtomic
         | Api::Confirm
         | Api::Deliver
         | Api::Credit
@@ -251,6 +253,13 @@ fn publish_delayed(body: Bytes) {
     exact::<PublishDelayed>(body.clone());
     if let Ok(delayed) = PublishDelayed::decode(body) {
         check_batch(&delayed.publish.batch);
+    }
+}
+
+fn publish_atomic(body: Bytes) {
+    exact::<PublishAtomic>(body.clone());
+    if let Ok(atomic) = PublishAtomic::decode(body) {
+        check_batch(&atomic.publish.batch);
     }
 }
 

@@ -21,7 +21,8 @@ use postrider_core::partition::{
 use postrider_core::queue::DeadTarget;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{
-    AckUpToReply, CancelDelayedReply, ConfirmRun, Outcome, Publish, Start, TopicBounds,
+    AckUpToReply, CancelDelayedReply, ConfirmRun, Outcome, Publish, PublishAtomic, Start,
+    TopicBounds,
 };
 use postrider_protocol::types::{CorrelationId, EntryIndex, Offset, SubscriptionId};
 use postrider_protocol::{api::Api, frame};
@@ -200,6 +201,28 @@ impl Leader {
             route: Route::Publish(Arc::clone(outbox)),
         };
         let decision = self.core.publish(turn.now, request, &mut self.effects);
+        self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
+    }
+
+    /// The same of an atomic batch.
+    pub(crate) fn publish_atomic(
+        &mut self,
+        partition: &PartitionHandle,
+        atomic: &PublishAtomic,
+        keys: &[Keyed],
+        outbox: &Arc<Outbox>,
+        turn: &Turn<'_>,
+    ) {
+        let PublishAtomic { at, publish } = atomic;
+        let request = PublishRequest {
+            head: &publish.head,
+            batch: &publish.batch,
+            keys,
+            connection: ConnectionId(outbox.session),
+            producer_ids_end: partition.hub.producer_ids_end(),
+            route: Route::Publish(Arc::clone(outbox)),
+        };
+        let decision = self.core.publish_atomic(turn.now, request, *at, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
 

@@ -169,6 +169,9 @@ impl Session {
         if api == Some(Api::PublishDelayed) && header.version == 1 {
             return self.publish_delayed(now, &mut inbound, frame);
         }
+        if api == Some(Api::PublishAtomic) && header.version == 1 {
+            return self.publish_atomic(now, &mut inbound, frame);
+        }
         self.hub.counters.requests.add(1);
         let Some(api) = api else {
             self.begin(header)?;
@@ -253,6 +256,7 @@ impl Session {
             Api::Hello
             | Api::Publish
             | Api::PublishDelayed
+            | Api::PublishAtomic
             | Api::Confirm
             | Api::Deliver
             | Api::Credit

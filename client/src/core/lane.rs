@@ -73,6 +73,13 @@ impl MessageParts<'_> {
     }
 }
 
+/// That a batch is stored as a whole or not at all.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Whole {
+    /// Only if its first message gets this offset.
+    pub at: Option<Offset>,
+}
+
 /// A producer session as the broker knows it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SessionId {
@@ -128,6 +135,7 @@ struct Flight {
     bytes: usize,
     opened: Duration,
     deliver_at: Option<TimestampMs>,
+    whole: Option<Whole>,
     /// Some of its messages have idempotency keys: they are answered in parts.
     keyed: bool,
     /// The parts that the newest send was answered in, so far.
@@ -180,6 +188,7 @@ pub(crate) struct Sending {
     pub(crate) count: u32,
     pub(crate) resolved_upto: Sequence,
     pub(crate) deliver_at: Option<TimestampMs>,
+    pub(crate) whole: Option<Whole>,
     pub(crate) ack: AckLevel,
     pub(crate) keyed: bool,
     pub(crate) batch: Batch,
@@ -342,6 +351,37 @@ impl Lane {
         Placed { completion, place, sealed }
     }
 
+    /// Adds messages as one batch that is stored as a whole or not at all. What is open goes before it.
+    ///
+    /// # Panics
+    /// There is no message.
+    pub(crate) fn push_whole(
+        &mut self,
+        (now, timestamp): (Duration, TimestampMs),
+        messages: &[MessageParts<'_>],
+        whole: Whole,
+        number: u64,
+        options: &ProducerOptions,
+    ) -> Placed {
+        self.open_batch((now, timestamp), None, number, options);
+        let open = self.open.as_mut().expect("it was just opened");
+        for message in messages {
+            let timestamp = message.timestamp.unwrap_or(timestamp);
+            open.builder
+                .push(message.key, message.value, message.headers, timestamp)
+                .expect("the caller checked the size and the count of headers");
+            open.keyed |= message.idempotency_key.is_some();
+            open.count += 1;
+            open.bytes += message.bytes();
+        }
+        let completion = Arc::clone(&open.completion);
+        assert!(open.count > 0, "a batch has a message");
+        self.seal();
+        let flight = self.ring.back_mut().expect("it was just sealed");
+        flight.whole = Some(whole);
+        Placed { completion, place: 0, sealed: true }
+    }
+
     /// Moves the open batch to the ring and gives it its sequences.
     pub(crate) fn seal(&mut self) {
         let Some(open) = self.open.take() else { return };
@@ -356,6 +396,7 @@ impl Lane {
             bytes: open.bytes,
             opened: open.opened,
             deliver_at: open.deliver_at,
+            whole: None,
             keyed: open.keyed,
             answered: Vec::new(),
             completion: open.completion,
@@ -434,6 +475,7 @@ impl Lane {
             count: flight.count,
             resolved_upto: Sequence(resolved_upto),
             deliver_at: flight.deliver_at,
+            whole: flight.whole,
             ack: AckLevel::Quorum,
             keyed: flight.keyed,
             batch,

@@ -31,8 +31,8 @@ use postrider_protocol::{
     message::{
         AckReply, Confirm, Deliver, Gap, GroupAssigned, GroupFenced, GroupRevoked, Hello,
         HelloReply, JoinGroupReply, LeaveGroup, Limits, Message, Metadata, MetadataReply,
-        OpenProducer, OpenProducerReply, Ping, PublishDelayed, PublishHead, ReturnReply, Seeked,
-        SubscribeReply, SubscriptionClosed, Unsubscribe,
+        OpenProducer, OpenProducerReply, Ping, PublishAtomic, PublishDelayed, PublishHead,
+        ReturnReply, Seeked, SubscribeReply, SubscriptionClosed, Unsubscribe,
     },
     types::{
         ClusterId, CorrelationId, Offset, PartitionId, ProducerId, SubscriptionHandle, TimestampMs,
@@ -43,7 +43,7 @@ use postrider_protocol::{
 use self::{
     completion::{Promise, PublishFailure, Wakes},
     consumer::Consumer,
-    lane::{Compressed, MessageParts, Sending, Uncompressed},
+    lane::{Compressed, MessageParts, Sending, Uncompressed, Whole},
     link::{
         Answer, FRAME_BYTES_MAX, Greeting, Link, LinkFault, Purpose, Repeat, Request, SettleKind,
     },
@@ -718,6 +718,28 @@ impl Engine {
         outcome
     }
 
+    /// Adds messages as one batch that is stored as a whole or not at all. As [`Engine::enqueue`].
+    pub fn enqueue_whole(
+        &mut self,
+        key: ProducerKey,
+        clock: impl FnOnce() -> (Duration, TimestampMs),
+        messages: &[MessageParts<'_>],
+        whole: Whole,
+        ticket: Option<Ticket>,
+    ) -> Enqueue {
+        let Some(producer) = slot(&mut self.producers, key.0) else {
+            return Enqueue::Ended(Ended::Closed);
+        };
+        let outcome = producer.enqueue_whole(clock, messages, whole, ticket, &mut self.wakes);
+        self.attention |= producer.take_wanted();
+        if producer.has_ready() && !producer.listed {
+            producer.listed = true;
+            self.ready.push_back(key.0);
+            self.attention = true;
+        }
+        outcome
+    }
+
     /// Waits in line for room, after [`Enqueue::Full`].
     pub fn wait_for_room(
         &mut self,
@@ -951,14 +973,18 @@ fn write_publish(topic: TopicId, sending: Sending, out: &mut Transmit) {
         base_sequence: sending.base_sequence,
         resolved_upto: sending.resolved_upto,
     };
-    let (batch, plain, delayed);
+    let (batch, plain, delayed, atomic);
     batch = &sending.batch;
-    let head: &[u8] = match sending.deliver_at {
-        None => {
+    let head: &[u8] = match (sending.deliver_at, sending.whole) {
+        (_, Some(Whole { at })) => {
+            atomic = PublishAtomic::encode_framed(at, &head, batch);
+            &atomic
+        }
+        (None, None) => {
             plain = head.encode_framed(batch);
             &plain
         }
-        Some(deliver_at) => {
+        (Some(deliver_at), None) => {
             delayed = PublishDelayed::encode_framed(deliver_at, &head, batch);
             &delayed
         }

@@ -29,7 +29,7 @@ use super::{
     completion::{BatchCompletion, Promise, PublishFailure, Wakes},
     lane::{
         Compressed, Lane, MessageParts, Reaction, Resolution, Sending, SessionId, SplitBatch, Step,
-        Uncompressed,
+        Uncompressed, Whole,
     },
     room::{Room, Ticket},
     routing::Router,
@@ -113,6 +113,10 @@ pub enum Enqueue {
         /// Its length.
         bytes: usize,
     },
+    /// A batch has no message.
+    Empty,
+    /// The messages of one batch belong to more than one partition.
+    Scattered,
     /// The topic has no such partition.
     NoPartition {
         /// How many partitions the topic has.
@@ -142,6 +146,8 @@ pub(crate) struct Producer {
     router: Router,
     room: Room,
     message_bytes_max: usize,
+    /// What the broker takes as one batch, at most.
+    batch_bytes_max: usize,
     /// Lanes that may have something to send; each at most once (`Lane::listed`).
     ready: VecDeque<u32>,
     /// When to look at a lane again; each lane at most once (`Lane::timed`).
@@ -237,6 +243,7 @@ impl Producer {
             router: Router::new(seed, options.batch_bytes),
             room: Room::new(options.max_in_flight_bytes),
             message_bytes_max: usize::MAX,
+            batch_bytes_max: usize::MAX,
             ready: VecDeque::new(),
             timers: BinaryHeap::new(),
             looks_by: Duration::MAX,
@@ -308,18 +315,10 @@ impl Producer {
             return Enqueue::Ended(ended.clone());
         }
         let bytes = message.bytes();
-        if bytes > self.message_bytes_max {
-            return Enqueue::TooLarge { bytes, max: self.message_bytes_max };
+        if let Err(refused) = self.check(message) {
+            return refused;
         }
         let partitions = u32::try_from(self.lanes.len()).expect("partitions are counted in u32");
-        if message.headers.len() > RECORD_HEADERS_MAX {
-            return Enqueue::TooManyHeaders;
-        }
-        if let Some(key) = message.idempotency_key
-            && !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len())
-        {
-            return Enqueue::BadIdempotencyKey { bytes: key.len() };
-        }
         let Some(at) = self.router.route(message, bytes, partitions) else {
             return Enqueue::NoPartition { partitions };
         };
@@ -353,6 +352,78 @@ impl Producer {
             self.list(at);
         }
         Enqueue::Placed { completion: placed.completion, place: placed.place }
+    }
+
+    /// Adds messages as one batch that is stored as a whole or not at all, in the partition that the first one that
+    /// names a partition or has a key goes to; else in that of the first one.
+    pub(crate) fn enqueue_whole(
+        &mut self,
+        clock: impl FnOnce() -> (Duration, TimestampMs),
+        messages: &[MessageParts<'_>],
+        whole: Whole,
+        ticket: Option<Ticket>,
+        wakes: &mut Wakes,
+    ) -> Enqueue {
+        if let Phase::Ended(ended) = &self.phase {
+            return Enqueue::Ended(ended.clone());
+        }
+        let (at, bytes) = match self.place_whole(messages) {
+            Ok(placed) => placed,
+            Err(refused) => return refused,
+        };
+        if !self.room.admits(bytes, ticket) {
+            return Enqueue::Full;
+        }
+        self.room.take(bytes, ticket, wakes);
+        let lane = self.lanes.get_mut(to_usize(at)).expect("the router stays below the count");
+        let placed = lane.push_whole(clock(), messages, whole, self.next_batch, &self.options);
+        self.next_batch += 1;
+        self.unresolved += 1;
+        if matches!(self.phase, Phase::Active) && !lane.listed {
+            self.list(at);
+        }
+        Enqueue::Placed { completion: placed.completion, place: placed.place }
+    }
+
+    /// The partition of a batch, and its bytes.
+    fn place_whole(&mut self, messages: &[MessageParts<'_>]) -> Result<(u32, usize), Enqueue> {
+        let mut bytes = 0_usize;
+        for message in messages {
+            self.check(message)?;
+            bytes = bytes.saturating_add(message.bytes());
+        }
+        if bytes > self.batch_bytes_max {
+            return Err(Enqueue::TooLarge { bytes, max: self.batch_bytes_max });
+        }
+        let partitions = u32::try_from(self.lanes.len()).unwrap_or(u32::MAX);
+        let names_one =
+            |message: &&MessageParts<'_>| message.partition.is_some() || message.key.is_some();
+        let first =
+            messages.iter().find(names_one).or_else(|| messages.first()).ok_or(Enqueue::Empty)?;
+        let no_partition = || Enqueue::NoPartition { partitions };
+        let at = self.router.route(first, bytes, partitions).ok_or_else(no_partition)?;
+        for message in messages.iter().filter(names_one) {
+            if self.router.route(message, 0, partitions).ok_or_else(no_partition)? != at {
+                return Err(Enqueue::Scattered);
+            }
+        }
+        Ok((at, bytes))
+    }
+
+    fn check(&self, message: &MessageParts<'_>) -> Result<(), Enqueue> {
+        let bytes = message.bytes();
+        if bytes > self.message_bytes_max {
+            return Err(Enqueue::TooLarge { bytes, max: self.message_bytes_max });
+        }
+        if message.headers.len() > RECORD_HEADERS_MAX {
+            return Err(Enqueue::TooManyHeaders);
+        }
+        match message.idempotency_key {
+            Some(key) if !(1..=IDEMPOTENCY_KEY_BYTES_MAX).contains(&key.len()) => {
+                Err(Enqueue::BadIdempotencyKey { bytes: key.len() })
+            }
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn wait_for_room(&mut self, ticket: Option<Ticket>, waker: &Waker) -> Ticket {
@@ -406,6 +477,7 @@ impl Producer {
     pub(crate) fn connected(&mut self, limits: &Limits) {
         self.message_bytes_max = to_usize(limits.message_bytes_max);
         let batch_bytes_max = to_usize(limits.batch_bytes_max).saturating_sub(BATCH_FIELD_BYTES);
+        self.batch_bytes_max = batch_bytes_max;
         self.options.batch_bytes = self.options.batch_bytes.min(batch_bytes_max);
         if !self.has_ended() {
             self.phase = Phase::Opening { session: Part::Wanted, leaders: Part::Wanted };

@@ -3,9 +3,9 @@
 use postrider_protocol::{
     message::{
         CancelDelayed, CancelDelayedReply, CancelVerdict, DelayId, DelayedPartition,
-        DescribeDelayed, DescribeDelayedReply, PublishDelayed,
+        DescribeDelayed, DescribeDelayedReply, PublishAtomic, PublishDelayed,
     },
-    types::{Compression, EntryIndex, PartitionId, TimestampMs},
+    types::{Compression, EntryIndex, Offset, PartitionId, TimestampMs},
 };
 
 use crate::samples::{Sample, answered, asked, publish, text, told};
@@ -15,6 +15,8 @@ const DUE: TimestampMs = TimestampMs(1_790_000_060_000);
 /// What is said about delayed messages.
 pub(crate) fn delaying() -> Vec<Sample> {
     let delayed = PublishDelayed { deliver_at: DUE, publish: publish(Compression::None) };
+    let at_an_offset =
+        PublishAtomic { at: Some(Offset(4_711)), publish: publish(Compression::None) };
     let id = |index, position| DelayId { index: EntryIndex(index), position };
     let cancel = CancelDelayed {
         topic: text("orders"),
@@ -32,6 +34,7 @@ pub(crate) fn delaying() -> Vec<Sample> {
     };
     vec![
         told("publish-delayed", &delayed),
+        told("publish-atomic", &at_an_offset),
         asked("cancel-delayed", &cancel),
         answered("cancel-delayed-reply", &CancelDelayedReply { verdicts }),
         asked("describe-delayed", &DescribeDelayed { topic: text("orders") }),

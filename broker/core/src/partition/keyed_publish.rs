@@ -27,7 +27,7 @@ use super::command::StateCommand;
 use super::effect::{Decision, Drafted, Effect, PendingAppend, Reply, SessionReply, Twin};
 use super::keys::{EntryKeys, InFlightKey, Keyed};
 use super::leader::Partition;
-use super::publish::{Piece, Source, end_of};
+use super::publish::{How, Piece, Source, end_of};
 use super::sessions::{Found as Known, Sent, Standing};
 use super::state::{AppliedEntry, Change};
 use crate::dedup::{Found, Place};
@@ -36,13 +36,15 @@ use crate::now::Now;
 /// How long a client waits before it asks again for room for its keys.
 const CAPACITY_RETRY_MS: u32 = 1_000;
 
+/// Messages that are named when an atomic batch is refused.
+const OFFENDERS_TOLD_MAX: usize = 8;
+
 /// A batch with idempotency keys.
 pub(super) struct KeyedBatch<'a> {
     pub(super) head: &'a PublishHead,
     pub(super) batch: &'a Batch,
     pub(super) keys: &'a [Keyed],
-    /// Of a delayed one.
-    pub(super) due: Option<TimestampMs>,
+    pub(super) how: How,
 }
 
 /// What is known of a record by its key.
@@ -297,10 +299,14 @@ impl<R: Clone> Partition<R> {
         opens_session: bool,
     ) -> Result<(), ErrorBody> {
         let new = new_count(judged);
+        if keyed.how.is_atomic {
+            check_whole(judged)?;
+        }
         if new == 0 && !opens_session {
             return Ok(());
         }
-        self.check_storable(keyed.head, new, keyed.due.filter(|_| new > 0), opens_session)?;
+        let how = if new > 0 { keyed.how } else { How::default() };
+        self.check_storable(keyed.head, new, how, opens_session)?;
         let (in_flight, max) = (self.keys_in_flight.len(), self.limits.dedup_bytes_max);
         let dedup = self.state.dedup();
         if new == 0 || dedup.has_room(in_flight, max.saturating_add(self.expired_bytes(now))) {
@@ -333,7 +339,7 @@ impl<R: Clone> Partition<R> {
         source: &Source<R>,
         opens_session: bool,
     ) -> Result<VecDeque<Drafted<R>>, ErrorBody> {
-        let KeyedBatch { head, batch, keys, due } = keyed;
+        let KeyedBatch { head, batch, keys, how } = keyed;
         let new: Vec<&Judged> = judged.iter().filter(|run| run.verdict == Verdict::New).collect();
         let ends = new.iter().skip(1).map(|run| run.first).chain([head.seq_count]);
         let mut drafted = VecDeque::with_capacity(new.len());
@@ -353,7 +359,7 @@ impl<R: Clone> Partition<R> {
             };
             let (connection, route) = (source.connection, source.route.clone());
             let source = Source { connection, route, bytes: 0 };
-            drafted.push_back(self.draft_batch(now, head, piece, *due, source));
+            drafted.push_back(self.draft_batch(now, head, piece, how.due, source));
         }
         Ok(drafted)
     }
@@ -555,6 +561,32 @@ fn committed(found: &Found) -> Verdict {
 fn twin_of(first: InFlightKey, key: &Keyed) -> Verdict {
     let InFlightKey { index, position, fingerprint } = first;
     Verdict::Twin { index, position, is_same: fingerprint.same_payload(key.fingerprint) }
+}
+
+/// An atomic batch has one verdict, and its duplicates are a part of one batch in the same order.
+fn check_whole(judged: &[Judged]) -> Result<(), ErrorBody> {
+    let is_reused = |run: &Judged| {
+        matches!(run.verdict, Verdict::Reused { .. } | Verdict::Twin { is_same: false, .. })
+    };
+    if judged.len() < 2 {
+        return Ok(());
+    }
+    let there: Vec<String> = judged
+        .iter()
+        .filter(|run| run.verdict != Verdict::New)
+        .take(OFFENDERS_TOLD_MAX)
+        .map(|run| run.first.to_string())
+        .collect();
+    let there = there.join(", ");
+    let (code, what) = match judged.iter().any(is_reused) {
+        true => (ErrorCode::IdempotencyKeyReused, "have keys that other messages have"),
+        false => (
+            ErrorCode::AtomicConflict,
+            "are stored already, and not all in one batch in this order",
+        ),
+    };
+    let text = format!("messages of the atomic batch (from 0: {there}) {what}; nothing is stored");
+    Err(ErrorBody::new(code, text))
 }
 
 fn sequence_at(head: &PublishHead, record: u32) -> Sequence {

@@ -30,6 +30,17 @@ pub(super) struct Source<R> {
     pub(super) bytes: usize,
 }
 
+/// How a batch is stored.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct How {
+    /// Its messages get their offsets then.
+    pub(super) due: Option<TimestampMs>,
+    /// As a whole or not at all, also if some of its messages are there already.
+    pub(super) is_atomic: bool,
+    /// Only if its first message gets this offset.
+    pub(super) at: Option<Offset>,
+}
+
 /// A batch of a publish, or a part of it, on its way to an entry.
 pub(super) struct Piece<'a> {
     pub(super) batch: &'a Batch,
@@ -55,7 +66,24 @@ impl<R: Clone> Partition<R> {
             let objection = objected(Objection::Unknown { forgotten: false });
             return self.answer(request.head, objection, request.route, effects);
         }
-        self.publish_checked(now, request, None, effects)
+        self.publish_checked(now, request, How::default(), effects)
+    }
+
+    /// The same of a batch that is stored as a whole or not at all; with `at`, only if its first message gets
+    /// that offset.
+    pub fn publish_atomic(
+        &mut self,
+        now: Now,
+        request: PublishRequest<'_, R>,
+        at: Option<Offset>,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        if request.head.producer.is_internal() {
+            let objection = objected(Objection::Unknown { forgotten: false });
+            return self.answer(request.head, objection, request.route, effects);
+        }
+        let how = How { is_atomic: true, at, ..How::default() };
+        self.publish_checked(now, request, how, effects)
     }
 
     /// The same of a batch whose messages get their offsets at `due`, not before. Its confirm tells by which
@@ -71,7 +99,8 @@ impl<R: Clone> Partition<R> {
             let objection = objected(Objection::Unknown { forgotten: false });
             return self.answer(request.head, objection, request.route, effects);
         }
-        self.publish_checked(now, request, Some(due), effects)
+        let how = How { due: Some(due), ..How::default() };
+        self.publish_checked(now, request, how, effects)
     }
 
     /// The same for a session of the broker's own ([`ProducerId::internal`]), which is never forgotten.
@@ -85,14 +114,14 @@ impl<R: Clone> Partition<R> {
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
         assert!(request.head.producer.is_internal(), "the session is the broker's own");
-        self.publish_checked(now, request, None, effects)
+        self.publish_checked(now, request, How::default(), effects)
     }
 
     fn publish_checked(
         &mut self,
         now: Now,
         request: PublishRequest<'_, R>,
-        due: Option<TimestampMs>,
+        how: How,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
         let PublishRequest { head, batch, keys, connection, producer_ids_end, route } = request;
@@ -105,14 +134,14 @@ impl<R: Clone> Partition<R> {
             Err(objection) => return self.answer(head, objected(objection), source.route, effects),
         };
         if !keys.is_empty() {
-            let keyed = KeyedBatch { head, batch, keys, due };
+            let keyed = KeyedBatch { head, batch, keys, how };
             return self.publish_keyed(now, &keyed, standing, source, effects);
         }
         if standing == Standing::Retry {
             return self.retry(head, source, effects);
         }
         let opens_session = standing == Standing::First;
-        if let Err(error) = self.check_storable(head, batch.record_count, due, opens_session) {
+        if let Err(error) = self.check_storable(head, batch.record_count, how, opens_session) {
             return self.answer(head, Outcome::Rejected { error }, source.route, effects);
         }
         let piece = Piece {
@@ -122,9 +151,23 @@ impl<R: Clone> Partition<R> {
             keys: EntryKeys::default(),
             opens_session,
         };
-        let mut pending = PendingAppend::new(self.draft_batch(now, head, piece, due, source));
+        let mut pending = PendingAppend::new(self.draft_batch(now, head, piece, how.due, source));
         self.put_epoch_start_first(now, &mut pending);
         Decision::Append(pending)
+    }
+
+    /// Whether the next message gets the offset that is wanted. What is in flight counts: of several publishes that
+    /// want one offset, the first one gets it.
+    fn check_offset(&self, wanted: Option<Offset>) -> Result<(), ErrorBody> {
+        let next = self.tail_end.offset;
+        if wanted.is_none_or(|wanted| wanted == next) {
+            return Ok(());
+        }
+        let text = format!(
+            "the batch was to begin at another offset; the next one is {next}: read what came before it and decide \
+             again"
+        );
+        Err(ErrorBody::new(ErrorCode::OffsetConflict, text).with_detail(next.0))
     }
 
     /// Whether so many messages may be stored now.
@@ -132,11 +175,12 @@ impl<R: Clone> Partition<R> {
         &self,
         head: &PublishHead,
         count: u32,
-        due: Option<TimestampMs>,
+        how: How,
         opens_session: bool,
     ) -> Result<(), ErrorBody> {
         self.check_appendable(opens_session && !head.producer.is_internal())?;
-        if due.is_some() {
+        self.check_offset(how.at)?;
+        if how.due.is_some() {
             self.check_delayable(count)?;
         }
         // The broker's own messages, dead letters above all, are owed already: they always have room.

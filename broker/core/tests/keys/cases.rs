@@ -276,6 +276,66 @@ fn a_snapshot_that_is_encoded_later_is_of_the_moment_of_its_draft() {
     assert_ne!(stage.partition.state().encode_snapshot(), expected);
 }
 
+/// T8.
+#[test]
+fn an_atomic_batch_is_a_duplicate_as_a_whole_or_refused_as_a_whole() {
+    let mut stage = stage();
+    stage.atomic = true;
+    let batch = [(Some("a"), "a"), (Some("b"), "b"), (Some("c"), "c")];
+    assert_eq!(stage.was(&batch), [Was::Stored(0), Was::Stored(1), Was::Stored(2)]);
+    let again = [Was::Duplicate(0), Was::Duplicate(1), Was::Duplicate(2)];
+    assert_eq!(stage.was(&batch), again);
+    stage.crash(0);
+    assert_eq!(stage.was(&batch), again);
+    let conflict = [Was::Refused(ErrorCode::AtomicConflict); 2];
+    assert_eq!(stage.was(&[(Some("c"), "c"), (Some("d"), "d")]), conflict, "some are stored");
+    assert_eq!(stage.was(&[(Some("b"), "b"), (Some("a"), "a")]), conflict, "in another order");
+    assert_eq!(stage.was(&[(Some("a"), "a"), (None, "x")]), conflict);
+    let twice = [Was::Refused(ErrorCode::AtomicConflict); 3];
+    assert_eq!(stage.was(&[(Some("e"), "e"), (Some("f"), "f"), (Some("e"), "e")]), twice);
+    assert_eq!(stage.was(&[(Some("e"), "e"), (Some("a"), "z")]), [Was::Reused(0); 2]);
+    assert_eq!(stage.stored().len(), 3, "nothing of these is stored");
+    assert_eq!(stage.was(&[(Some("e"), "y"), (Some("d"), "y")]), [Was::Stored(3), Was::Stored(4)]);
+    let first = stage.route_of(&[(Some("g"), "g"), (Some("h"), "h")]);
+    let twin = stage.route_of(&[(Some("g"), "g"), (Some("h"), "h")]);
+    stage.commit();
+    assert_eq!(stage.was_of(first, 2), [Was::Stored(5), Was::Stored(6)]);
+    assert_eq!(stage.was_of(twin, 2), [Was::Duplicate(5), Was::Duplicate(6)]);
+    assert_eq!(stage.charged, 0);
+}
+
+/// T11, and A8: of those that want one offset one gets it, and its retries are told so.
+#[test]
+fn of_publishes_that_want_one_offset_one_is_stored_and_its_retry_is_a_duplicate() {
+    let mut stage = stage();
+    stage.atomic = true;
+    let at = |stage: &mut Stage, at: u64| stage.at = Some(postrider_protocol::types::Offset(at));
+    at(&mut stage, 0);
+    let (one, other) = (stage.route_of(&[(Some("a"), "a")]), stage.route_of(&[(Some("b"), "b")]));
+    assert_eq!(
+        stage.was_of(other, 1),
+        [Was::Refused(ErrorCode::OffsetConflict)],
+        "in flight counts"
+    );
+    stage.commit();
+    assert_eq!(stage.was_of(one, 1), [Was::Stored(0)]);
+    assert_eq!(stage.was(&[(Some("a"), "a")]), [Was::Duplicate(0)], "keys are asked first");
+    at(&mut stage, 2);
+    assert_eq!(stage.was(&[(None, "c")]), [Was::Refused(ErrorCode::OffsetConflict)]);
+    at(&mut stage, 1);
+    let head = stage.head(3, 0, 2);
+    let batch = [(None, "c"), (None, "d")];
+    for expected in [[Was::Stored(1), Was::Stored(2)], [Was::Duplicate(1), Was::Duplicate(2)]] {
+        let route = stage.publish_as(&head, &batch, None, Compression::None);
+        stage.commit();
+        let told: Vec<_> = stage.outcomes(route, &head).iter().map(was).collect();
+        assert_eq!(told, expected, "sequences are asked first");
+    }
+    let refused = stage.publish(&[(None, "e")]);
+    let Outcome::Rejected { error } = &refused[0] else { panic!("{refused:?}") };
+    assert_eq!((error.code, error.detail), (ErrorCode::OffsetConflict, 3), "the next one is told");
+}
+
 /// A definite refusal remembers no key.
 #[test]
 fn a_refused_publish_leaves_no_key() {

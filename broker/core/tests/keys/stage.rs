@@ -46,6 +46,9 @@ pub(crate) struct Stage {
     pub(crate) now: Now,
     /// How many entries the store takes before it is full.
     pub(crate) takes: u64,
+    /// Batches are stored as a whole or not, and at this offset.
+    pub(crate) atomic: bool,
+    pub(crate) at: Option<Offset>,
     pub(crate) limits: PartitionLimits,
     pub(crate) bounds: TopicBounds,
     /// Bytes that a route is charged with, less those that were given back.
@@ -74,6 +77,8 @@ impl Stage {
             effects: Vec::new(),
             now: Now { wall: TimestampMs(1_000_000), ..Now::default() },
             takes: u64::MAX,
+            atomic: false,
+            at: None,
             limits,
             bounds,
             charged: 0,
@@ -143,6 +148,9 @@ impl Stage {
         let bytes = i64::try_from(batch.body.len()).unwrap();
         let now = self.now;
         let decision = match due {
+            None if self.atomic => {
+                self.partition.publish_atomic(now, request, self.at, &mut self.effects)
+            }
             None => self.partition.publish(now, request, &mut self.effects),
             Some(due) => {
                 self.partition.publish_delayed(now, request, TimestampMs(due), &mut self.effects)

@@ -12,7 +12,7 @@ use postrider_core::partition::{Keyed, read_keys};
 use postrider_protocol::batch::{BatchError, DecodeLimits};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::Frame;
-use postrider_protocol::message::{ConfirmRun, Outcome, Publish, PublishHead};
+use postrider_protocol::message::{ConfirmRun, Outcome, Publish, PublishAtomic, PublishHead};
 
 use super::{CACHE_MAX, Inbound, Session, SessionEnd};
 use crate::join::leader::Leader;
@@ -31,6 +31,19 @@ impl Session {
         let publish: Publish = self.parse(frame)?;
         self.admit(now, inbound, &publish, |partition, leader, keys, turn| {
             leader.publish(partition, &publish, keys, &self.outbox, turn);
+        });
+        Ok(())
+    }
+
+    pub(super) fn publish_atomic(
+        &self,
+        now: Now,
+        inbound: &mut Inbound,
+        frame: Frame,
+    ) -> Result<(), SessionEnd> {
+        let atomic: PublishAtomic = self.parse(frame)?;
+        self.admit(now, inbound, &atomic.publish, |partition, leader, keys, turn| {
+            leader.publish_atomic(partition, &atomic, keys, &self.outbox, turn);
         });
         Ok(())
     }
