@@ -569,6 +569,7 @@ mod tests {
             "postrider subscription create t s --queue --max-failures 5",
             "postrider subscription create t s --from latest",
             "postrider work q -- ./handle --flag",
+            "postrider work urgent:10 normal:3 bulk --concurrency 4 -- ./handle --flag",
             "postrider work t --subscription s --concurrency 4 --prefetch 8 -n 10 -e -- sh -c true",
             "postrider bench queue q --producers 1 --workers 2 --messages 100k --json out.json",
             "postrider bench queue q --workers 2 --duration 10s --rate 1000",
@@ -605,6 +606,8 @@ mod tests {
             "postrider queue why q:x 1",
             "postrider queue rm",
             "postrider work q",
+            "postrider work q:0 -- true",
+            "postrider work -- true",
             "postrider work q --concurrency 0 -- true",
             "postrider bench queue q --workers 0",
         ] {

@@ -164,6 +164,30 @@ fn commands_get_payload_and_environment_and_acknowledge_by_success() -> Result<(
 }
 
 #[test]
+fn several_queues_are_worked_off_by_their_weights() -> Result<()> {
+    let shell = Shell::start()?;
+    for queue in ["urgent", "bulk"] {
+        shell.prints(&format!("queue create {queue}"))?;
+        shell.prints_for(&format!("pub {queue}"), lines(100).as_bytes())?;
+    }
+    let script = "echo $POSTRIDER_TOPIC";
+    let worked = shell.work("urgent:3 bulk -n 80", script)?;
+    ensure!(worked.err.trim() == "acked=80 nacked=0 lost=0", "{}", worked.err);
+    let urgent = worked.out.lines().filter(|topic| *topic == "urgent").count();
+    // Three of four, but for the first ones: one queue's may come here before the other's.
+    ensure!((50..=77).contains(&urgent), "{urgent} of 80 were urgent");
+    let worked = shell.work("urgent:3 bulk -e", script)?;
+    ensure!(
+        worked.err.trim() == "acked=120 nacked=0 lost=0",
+        "empty only when both are: {}",
+        worked.err
+    );
+    let said = shell.fails(2, "work urgent bulk -p 0 -- true")?;
+    ensure!(said.contains("several"), "{said}");
+    Ok(())
+}
+
+#[test]
 fn failing_commands_dead_letter_their_messages_once_with_reason_and_origin() -> Result<()> {
     let mut shell = Shell::start()?;
     shell.prints("queue create q --max-failures 3 --backoff-min 50ms --backoff-max 100ms")?;

@@ -317,14 +317,41 @@ pub(crate) struct SubscriptionCreate {
     pub(crate) client: ClientOptions,
 }
 
+/// A queue to work on, and its share of turns.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct WeightedQueue {
+    pub(crate) name: String,
+    pub(crate) weight: u32,
+}
+
+impl WeightedQueue {
+    fn parse(text: &str) -> Result<Self, String> {
+        let Some((name, weight)) = text.split_once(':') else {
+            return Ok(Self { name: text.to_owned(), weight: 1 });
+        };
+        match weight.parse() {
+            Ok(weight) if weight > 0 => Ok(Self { name: name.to_owned(), weight }),
+            _ => Err(format!(
+                "{weight:?} is no weight: write a whole number from 1, as in urgent:10"
+            )),
+        }
+    }
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct WorkOptions {
-    #[command(flatten)]
-    pub(crate) queue: QueueName,
+    /// The queues' names, at most 64; of several, while all have messages, each gets turns in the share of its weight
+    /// [default weight: 1], and none waits for more than 32 messages of others
+    #[arg(value_name = "QUEUE[:WEIGHT]", required = true, num_args = 1..=64, value_parser = WeightedQueue::parse)]
+    pub(crate) queues: Vec<WeightedQueue>,
+    /// A queue-mode subscription, of each topic that is named [default: the queues' own]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) subscription: Option<String>,
     /// Run so many commands at once
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) concurrency: u32,
-    /// Hold so many messages, those at work included [default: as many as --concurrency]
+    /// Hold so many messages of each queue, those at work included [default: as many as --concurrency; of several
+    /// queues 16 more, for there is a choice only among messages that are here]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) prefetch: Option<u32>,
     /// Stop after so many messages
@@ -333,7 +360,7 @@ pub(crate) struct WorkOptions {
     /// Stop when the queue is empty: nothing is ready, at work or waiting for a retry
     #[arg(short, long)]
     pub(crate) exit_when_empty: bool,
-    /// Work on this partition; repeat for more [default: all]
+    /// Work on this partition of the one queue; repeat for more [default: all]
     #[arg(short, long = "partition", value_name = "N")]
     pub(crate) partitions: Vec<u32>,
     /// What `queue show` calls this consumer [default: host and process id]
@@ -352,6 +379,16 @@ pub(crate) struct WorkOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_queue_may_have_a_weight() {
+        let queue = |name: &str, weight| Ok(WeightedQueue { name: name.to_owned(), weight });
+        assert_eq!(WeightedQueue::parse("mail"), queue("mail", 1));
+        assert_eq!(WeightedQueue::parse("mail:10"), queue("mail", 10));
+        for wrong in ["mail:0", "mail:", "mail:x", "mail:-1", "mail:4294967296"] {
+            assert!(WeightedQueue::parse(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn a_place_may_name_a_partition() {

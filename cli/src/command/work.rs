@@ -1,9 +1,11 @@
 //! `postrider work`: runs a command for each message of a queue.
 //!
 //! A message stays with its command until that ends; the client renews its lease meanwhile. Exit code 0
-//! acknowledges it, any other end gives it back as failed. `child` owns one run of the command.
+//! acknowledges it, any other end gives it back as failed. `child` owns one run of the command, `source` where
+//! messages come from.
 
 mod child;
+mod source;
 
 use std::pin::Pin;
 use std::time::{Duration, Instant};
@@ -11,17 +13,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use postrider::{Client, ConsumeError, Consumer, Delivery, Raw, SettleError};
+use postrider::{Client, Delivery, SettleError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use self::child::{End, Job};
+use self::source::{Next, Source, attach};
 use super::queue::describe;
 use super::show_queue::Sums;
-use crate::args::queue::WorkOptions;
-use crate::connect::{
-    block_on, close, connect, consume_failure, queue_open_failure, settle_failure,
-};
+use crate::args::queue::{QueueName, WorkOptions};
+use crate::connect::{block_on, close, connect, consume_failure, settle_failure};
 use crate::exit::{Failure, Outcome};
 use crate::interrupt::Interrupt;
 use crate::output::note;
@@ -40,7 +41,7 @@ pub(crate) fn run(options: &WorkOptions) -> Outcome {
         let mut interrupt = Interrupt::new()?;
         let client = connect(&options.client).await?;
         let outcome = match attach(&client, options).await {
-            Ok(consumer) => Work::new(&client, consumer, options).run(&mut interrupt).await,
+            Ok(source) => Work::new(&client, source, options).run(&mut interrupt).await,
             Err(failure) => Err(failure),
         };
         close(&client).await;
@@ -48,27 +49,10 @@ pub(crate) fn run(options: &WorkOptions) -> Outcome {
     })
 }
 
-async fn attach(client: &Client, options: &WorkOptions) -> Outcome<Consumer<Raw>> {
-    let wanted = options.prefetch.unwrap_or(options.concurrency);
-    // More would only be given back.
-    let prefetch = options
-        .count
-        .map_or(wanted, |count| u32::try_from(count).map_or(wanted, |count| wanted.min(count)));
-    let mut builder = client
-        .consumer::<Raw>(&options.queue.name)
-        .partitions(options.partitions.iter().copied())
-        .prefetch(prefetch)
-        .name(options.consumer_name.clone().unwrap_or_else(default_name));
-    if let Some(subscription) = &options.queue.subscription {
-        builder = builder.subscription(subscription);
-    }
-    builder.subscribe().await.map_err(|error| queue_open_failure(&error, &options.queue.name))
-}
-
-/// Host and process: enough to find who holds a message.
-fn default_name() -> String {
-    let system = rustix::system::uname();
-    format!("{}/{}", system.nodename().to_string_lossy(), std::process::id())
+/// All queues, for people.
+fn names(options: &WorkOptions) -> String {
+    let names: Vec<&str> = options.queues.iter().map(|queue| queue.name.as_str()).collect();
+    names.join(", ")
 }
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -88,11 +72,10 @@ enum Kind {
 
 type Ran = (Delivery<Bytes>, std::io::Result<End>);
 type Answered = (Kind, Result<(), SettleError>);
-type Next = Option<Result<Delivery<Bytes>, ConsumeError>>;
 
 struct Work<'a> {
     client: &'a Client,
-    consumer: Consumer<Raw>,
+    source: Source,
     options: &'a WorkOptions,
     /// Bounded by `--concurrency`.
     running: JoinSet<Ran>,
@@ -108,10 +91,10 @@ struct Work<'a> {
 }
 
 impl<'a> Work<'a> {
-    fn new(client: &'a Client, consumer: Consumer<Raw>, options: &'a WorkOptions) -> Self {
+    fn new(client: &'a Client, source: Source, options: &'a WorkOptions) -> Self {
         Self {
             client,
-            consumer,
+            source,
             options,
             running: JoinSet::new(),
             settling: FuturesUnordered::new(),
@@ -127,7 +110,7 @@ impl<'a> Work<'a> {
         let worked = self.work(interrupt).await;
         let finished = self.finish(interrupt).await;
         // What was prefetched and not begun goes back.
-        let drained = self.consumer.drain(DRAIN_MAX).await;
+        let drained = self.source.drain(DRAIN_MAX).await;
         let Tally { acked, nacked, lost } = self.tally;
         note(format_args!("acked={acked} nacked={nacked} lost={lost}"));
         worked.and(finished)?;
@@ -153,7 +136,7 @@ impl<'a> Work<'a> {
                 () = interrupt.next() => return Ok(()),
                 Some(ran) = self.running.join_next() => self.ran(ran)?,
                 Some(answered) = self.settling.next() => self.answered(answered)?,
-                next = self.consumer.next_delivery(), if has_room => self.take(next)?,
+                next = self.source.next(), if has_room => self.take(next)?,
                 () = tokio::time::sleep_until(self.look_at.into()), if looks => {
                     let empty = tokio::select! {
                         empty = self.queue_is_empty() => empty?,
@@ -176,16 +159,21 @@ impl<'a> Work<'a> {
 
     /// Starts the command for a message.
     fn take(&mut self, next: Next) -> Outcome {
-        let queue = &self.options.queue.name;
-        let delivery = match next {
-            None => return Err(Failure::failed(format!("the stream of queue {queue:?} ended"))),
-            Some(Ok(delivery)) => delivery,
-            Some(Err(error)) if error.is_fatal() => return Err(consume_failure(&error, queue)),
+        let (queue, delivery) = match next {
+            None => {
+                let names = names(self.options);
+                return Err(Failure::failed(format!("the stream of queue {names:?} ended")));
+            }
+            Some(Ok(next)) => next,
+            Some(Err(error)) if error.is_fatal() => {
+                return Err(consume_failure(&error, &names(self.options)));
+            }
             Some(Err(error)) => {
                 note(format_args!("warning: {error}"));
                 return Ok(());
             }
         };
+        let queue = self.options.queues.get(queue).map_or("", |queue| &queue.name);
         self.left -= 1;
         self.look_after = LOOK_FIRST;
         self.look_at = Instant::now() + LOOK_FIRST;
@@ -231,7 +219,7 @@ impl<'a> Work<'a> {
             (Kind::Nacked, Ok(())) => &mut self.tally.nacked,
             (Kind::Released, Ok(())) => return Ok(()),
             (_, Err(SettleError::Ended)) => {
-                return Err(settle_failure(&SettleError::Ended, &self.options.queue.name));
+                return Err(settle_failure(&SettleError::Ended, &names(self.options)));
             }
             (_, Err(error)) => {
                 note(format_args!("warning: a message was not settled: {error}"));
@@ -242,21 +230,26 @@ impl<'a> Work<'a> {
         Ok(())
     }
 
-    /// Whether nothing is ready, at work or waiting for a retry, on the partitions that are worked on.
+    /// Whether nothing is ready, at work or waiting for a retry, in the queues and partitions that are worked on.
     async fn queue_is_empty(&self) -> Outcome<bool> {
-        let WorkOptions { queue, partitions, .. } = self.options;
-        let mut described = describe(&self.client.admin(), queue).await?;
-        let ours = |partition: u32| partitions.is_empty() || partitions.contains(&partition);
-        described.partitions.retain(|one| ours(one.partition.0));
-        let left = Sums::of(&described).unsettled();
-        if left > 0 && described.policy.paused {
-            return Err(Failure::failed(format!(
-                "queue {:?} is paused and holds {left} messages",
-                queue.name
-            ))
-            .next(format!("postrider queue resume {}", queue.name)));
+        let WorkOptions { queues, subscription, partitions, .. } = self.options;
+        let mut empty = true;
+        for queue in queues {
+            let queue = QueueName { name: queue.name.clone(), subscription: subscription.clone() };
+            let mut described = describe(&self.client.admin(), &queue).await?;
+            let ours = |partition: u32| partitions.is_empty() || partitions.contains(&partition);
+            described.partitions.retain(|one| ours(one.partition.0));
+            let left = Sums::of(&described).unsettled();
+            if left > 0 && described.policy.paused {
+                let name = &queue.name;
+                return Err(Failure::failed(format!(
+                    "queue {name:?} is paused and holds {left} messages"
+                ))
+                .next(format!("postrider queue resume {name}")));
+            }
+            empty &= left == 0;
         }
-        Ok(left == 0)
+        Ok(empty)
     }
 
     /// Waits for the commands that run, at most for the grace time or until a further signal, then for the
