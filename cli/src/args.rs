@@ -342,11 +342,11 @@ pub(crate) enum SubscriptionCommand {
     /// It need not wait for its first reader then. `sub --subscription` attaches to one in stream mode,
     /// `work --subscription` to one in queue mode.
     Create(SubscriptionCreate),
-    /// List a topic's durable subscriptions
+    /// List a topic's durable subscriptions, or the subscriptions by pattern
     #[command(visible_alias = "list")]
     Ls {
-        /// The topic's name
-        topic: String,
+        /// The topic's name; without it, the subscriptions by pattern are listed
+        topic: Option<String>,
         /// How to print
         #[arg(short, long, value_enum, default_value = "table")]
         output: TableFormat,
@@ -568,6 +568,8 @@ mod tests {
             "postrider queue delete q",
             "postrider subscription create t s --queue --max-failures 5",
             "postrider subscription create t s --from latest",
+            "postrider subscription ls",
+            "postrider subscription ls t -o json",
             "postrider work q -- ./handle --flag",
             "postrider work urgent:10 normal:3 bulk --concurrency 4 -- ./handle --flag",
             "postrider work t --subscription s --concurrency 4 --prefetch 8 -n 10 -e -- sh -c true",

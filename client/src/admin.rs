@@ -6,9 +6,10 @@ use postrider_protocol::{
     message::{
         AlterTopic, AlterTopicReply, CreateTopic, CreateTopicReply, DeleteSubscription,
         DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, DescribeGroup, DescribeGroupReply,
-        DescribeTopic, DescribeTopicReply, ListOffsets, ListOffsetsReply, ListSubscriptions,
-        ListSubscriptionsReply, Message, Metadata, MetadataReply, Ping, PingReply, Seek, SeekReply,
-        Start, SubscriptionDescription, TopicBounds, TopicConfig,
+        DescribeTopic, DescribeTopicReply, ListOffsets, ListOffsetsReply, ListPatterns,
+        ListPatternsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata,
+        MetadataReply, PatternDescription, Ping, PingReply, Seek, SeekReply, Start,
+        SubscriptionDescription, TopicBounds, TopicConfig,
     },
     types::{Durability, Offset, PartitionId, TimestampMs, TopicKind},
 };
@@ -217,6 +218,18 @@ impl Admin {
         let request = ListSubscriptions { topic: topic.into() };
         let reply: ListSubscriptionsReply = self.ask(&request, Repeat::Safe).await?;
         Ok(reply.subscriptions)
+    }
+
+    /// The subscriptions by pattern.
+    ///
+    /// # Errors
+    /// See [`AdminError`].
+    ///
+    /// # Cancel safety
+    /// Cancel-safe: dropping the future loses the answer and nothing else.
+    pub async fn list_patterns(&self) -> Result<Vec<PatternDescription>, AdminError> {
+        let reply: ListPatternsReply = self.ask(&ListPatterns {}, Repeat::Safe).await?;
+        Ok(reply.patterns)
     }
 
     /// Deletes a durable subscription with its position.

@@ -86,8 +86,8 @@ pub use postrider_protocol::{
         AlterTopic, Breaker, BrokerAddress, CancelVerdict, CreateQueueReply,
         CreateSubscriptionReply, CreateTopicReply, DelayedPartition, DescribeGroupReply,
         DescribeQueueReply, DescribeTopicReply, GapReason, GroupPartition, MetadataReply,
-        PartitionDescription, PartitionMetadata, QueueConsumer, QueuePartition, QueuePolicy,
-        RedriveLettersReply, ReleaseMessageReply, Start, SubscriptionDescription,
+        PartitionDescription, PartitionMetadata, PatternDescription, QueueConsumer, QueuePartition,
+        QueuePolicy, RedriveLettersReply, ReleaseMessageReply, Start, SubscriptionDescription,
         SubscriptionPosition, TopicBounds, TopicConfig, TopicMetadata, WhyMessageReply,
     },
     types::{

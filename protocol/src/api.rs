@@ -172,6 +172,8 @@ apis! {
     RedriveLetters = 62, Request;
     /// Have one message of a queue-mode subscription handed out now.
     ReleaseMessage = 63, Request;
+    /// The subscriptions by pattern.
+    ListPatterns = 64, Request;
     /// Become a member of a consumer group.
     JoinGroup = 70, Request;
     /// A member reads a partition from here on.

@@ -61,8 +61,9 @@ pub use subscribe::{
     SubscribeReply, SubscribedPartition, SubscriptionClosed, Unsubscribe, UnsubscribeReply,
 };
 pub use subscription::{
-    DeleteSubscription, DeleteSubscriptionReply, ListOffsets, ListOffsetsReply, ListSubscriptions,
-    ListSubscriptionsReply, SubscriptionDescription, SubscriptionPosition,
+    DeleteSubscription, DeleteSubscriptionReply, ListOffsets, ListOffsetsReply, ListPatterns,
+    ListPatternsReply, ListSubscriptions, ListSubscriptionsReply, PatternDescription,
+    SubscriptionDescription, SubscriptionPosition,
 };
 pub use topic::{
     AlterTopic, AlterTopicReply, CreateTopic, CreateTopicReply, DeleteTopic, DeleteTopicReply,

@@ -13,6 +13,7 @@ use postrider_protocol::message::BoundsChange;
 use postrider_tests::process::BrokerCommand;
 
 use crate::broker;
+use crate::shell::Shell;
 
 /// What was read, by topic.
 type Read = BTreeMap<String, Vec<String>>;
@@ -172,4 +173,19 @@ fn the_subscription_of_a_pattern_keeps_what_comes_while_nobody_reads_also_throug
         ensure!(plain.is_err_and(|error| error.to_string().contains('*')), "that is no pattern");
         Ok(())
     })
+}
+
+#[test]
+fn patterns_are_listed_by_the_command_line() -> Result<()> {
+    let shell = Shell::start()?;
+    for topic in ["orders.eu", "orders.us", "mail"] {
+        shell.prints(&format!("topic create {topic}"))?;
+    }
+    shell.prints("subscription create orders.* audit")?;
+    let listed = shell.prints("subscription ls")?;
+    let words: Vec<&str> = listed.split_whitespace().collect();
+    ensure!(words == ["PATTERN", "SUBSCRIPTION", "TOPICS", "orders.*", "audit", "2"], "{listed}");
+    shell.prints("subscription rm orders.* audit")?;
+    ensure!(!shell.prints("subscription ls")?.contains("orders"), "it is gone");
+    Ok(())
 }

@@ -28,11 +28,12 @@ use postrider_protocol::message::{
     DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap, GroupAssigned, GroupFenced,
     GroupHeartbeat, GroupReleased, GroupReleasedReply, GroupRevoked, Hello, HelloReply, JoinGroup,
     JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply, Limits, ListOffsets,
-    ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply,
-    OpenProducer, OpenProducerReply, Ping, PingReply, Publish, PublishAtomic, PublishDelayed,
-    PurgeQueue, PurgeQueueReply, RedriveLetters, RedriveLettersReply, ReleaseMessage,
-    ReleaseMessageReply, Renew, Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe,
-    SubscribeReply, SubscriptionClosed, Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
+    ListOffsetsReply, ListPatterns, ListPatternsReply, ListSubscriptions, ListSubscriptionsReply,
+    Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply, Ping, PingReply, Publish,
+    PublishAtomic, PublishDelayed, PurgeQueue, PurgeQueueReply, RedriveLetters,
+    RedriveLettersReply, ReleaseMessage, ReleaseMessageReply, Renew, Return, ReturnReply, Seek,
+    SeekReply, Seeked, Subscribe, SubscribeReply, SubscriptionClosed, Unsubscribe,
+    UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
 use postrider_protocol::rebuild::{EntryRecords, rebuild};
 use postrider_protocol::record::Record;
@@ -153,6 +154,7 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::SubscriptionClosed => exact::<SubscriptionClosed>,
         Api::Seeked => exact::<Seeked>,
         Api::ListSubscriptions => exact::<ListSubscriptions>,
+        Api::ListPatterns => exact::<ListPatterns>,
         Api::DeleteSubscription => exact::<DeleteSubscription>,
         Api::ListOffsets => exact::<ListOffsets>,
         Api::Consume => exact::<Consume>,
@@ -197,6 +199,7 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::Seek => exact::<SeekReply>,
         Api::Unsubscribe => exact::<UnsubscribeReply>,
         Api::ListSubscriptions => exact::<ListSubscriptionsReply>,
+        Api::ListPatterns => exact::<ListPatternsReply>,
         Api::DeleteSubscription => exact::<DeleteSubscriptionReply>,
         Api::ListOffsets => exact::<ListOffsetsReply>,
         Api::Consume => exact::<ConsumeReply>,

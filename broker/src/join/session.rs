@@ -244,6 +244,9 @@ impl Session {
             Api::ListSubscriptions => {
                 self.parse(frame).map(|request| self.list_subscriptions(now, header, &request))
             }
+            Api::ListPatterns => {
+                self.parse(frame).map(|request| self.list_patterns(header, &request))
+            }
             Api::DeleteSubscription => {
                 self.parse(frame).map(|request| self.delete_subscription(now, header, &request))
             }

@@ -89,3 +89,36 @@ fn a_pattern_is_deleted_with_its_subscriptions_and_no_others() {
     let offset = CreateSubscription { start: Start::Offset(Offset(3)), ..pattern("orders.*") };
     assert_eq!(refusal::<_, CreateSubscriptionReply>(&mut peer, &offset), ErrorCode::BadRequest);
 }
+
+#[test]
+fn patterns_are_listed_with_their_topics_until_they_are_deleted() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = Peer::new(&broker);
+    let listed = |peer: &mut Peer| -> Vec<(String, String, u32)> {
+        let reply: ListPatternsReply = peer.ask(&ListPatterns {}).unwrap();
+        reply.patterns.into_iter().map(|one| (one.pattern, one.name, one.topics)).collect()
+    };
+    assert_eq!(listed(&mut peer), []);
+    peer.create_topic("orders.eu", 1);
+    let own = CreateSubscription { topic: "orders.eu".to_string(), ..pattern("") };
+    let _own: CreateSubscriptionReply = peer.ask(&own).unwrap();
+    for text in ["orders.*", "*"] {
+        let _created: CreateSubscriptionReply = peer.ask(&pattern(text)).unwrap();
+    }
+    peer.create_topic("orders.us", 1);
+    drop(peer);
+    disk.crash(CrashKind::Power);
+    drop(broker);
+
+    let broker = open_sim(&disk.reopen());
+    let mut peer = Peer::new(&broker);
+    // Each topic keeps the one that it had first of that name: orders.eu its own.
+    let found = listed(&mut peer);
+    let names: Vec<_> = found.iter().map(|one| (one.0.as_str(), one.1.as_str())).collect();
+    assert_eq!(names, [("*", "audit"), ("orders.*", "audit")]);
+    assert_eq!(found.iter().map(|one| one.2).sum::<u32>(), 1, "orders.us: {found:?}");
+    let deleted = DeleteSubscription { topic: "*".to_string(), name: "audit".to_string() };
+    let _deleted: DeleteSubscriptionReply = peer.ask(&deleted).unwrap();
+    assert_eq!(listed(&mut peer).len(), 1);
+}

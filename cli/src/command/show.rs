@@ -2,7 +2,7 @@
 //! `subscription`.
 
 use postrider_protocol::message::{
-    DescribeTopicReply, SubscriptionDescription, TopicConfig, TopicMetadata,
+    DescribeTopicReply, PatternDescription, SubscriptionDescription, TopicConfig, TopicMetadata,
 };
 use postrider_protocol::types::TopicKind;
 use serde_json::{Value, json};
@@ -152,6 +152,30 @@ pub(crate) fn subscriptions_table(subscriptions: &[SubscriptionDescription]) -> 
         })
         .collect();
     table(&["subscription", "attached", "partition", "acked", "lag"], &rows)
+}
+
+/// The table of `subscription ls` without a topic.
+pub(crate) fn patterns_table(patterns: &[PatternDescription]) -> String {
+    let rows: Vec<Vec<String>> = patterns
+        .iter()
+        .map(|one| vec![one.pattern.clone(), one.name.clone(), one.topics.to_string()])
+        .collect();
+    table(&["pattern", "subscription", "topics"], &rows)
+}
+
+/// The objects of `subscription ls -o json` without a topic.
+pub(crate) fn patterns_json(patterns: &[PatternDescription]) -> Vec<Value> {
+    patterns
+        .iter()
+        .map(|one| {
+            json!({
+                "pattern": one.pattern,
+                "name": one.name,
+                "id": one.id.to_string(),
+                "topics": one.topics,
+            })
+        })
+        .collect()
 }
 
 /// The objects of `subscription ls -o json`.

@@ -23,7 +23,10 @@ pub(crate) fn run(command: &SubscriptionCommand) -> Outcome {
         let admin = client.admin();
         let outcome = match command {
             SubscriptionCommand::Create(options) => create(&admin, options).await,
-            SubscriptionCommand::Ls { topic, output, .. } => ls(&admin, topic, *output).await,
+            SubscriptionCommand::Ls { topic: Some(topic), output, .. } => {
+                ls(&admin, topic, *output).await
+            }
+            SubscriptionCommand::Ls { topic: None, output, .. } => patterns(&admin, *output).await,
             SubscriptionCommand::Seek { topic, name, to, .. } => {
                 seek(&admin, topic, name, *to).await
             }
@@ -72,6 +75,15 @@ async fn ls(admin: &Admin, topic: &str, format: TableFormat) -> Outcome {
     print(&match format {
         TableFormat::Table => show::subscriptions_table(&subscriptions),
         format => json_lines(format, &show::subscriptions_json(&subscriptions)),
+    })
+}
+
+async fn patterns(admin: &Admin, format: TableFormat) -> Outcome {
+    let listed = admin.list_patterns().await;
+    let patterns = listed.map_err(|error| admin_failure(&error, "*"))?;
+    print(&match format {
+        TableFormat::Table => show::patterns_table(&patterns),
+        format => json_lines(format, &show::patterns_json(&patterns)),
     })
 }
 

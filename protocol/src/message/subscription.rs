@@ -33,6 +33,33 @@ wire_struct! {
     }
 }
 
+message! { ListPatterns:
+    /// Asks for the subscriptions by pattern.
+    pub struct ListPatterns {}
+}
+
+message! { ListPatterns:
+    /// The subscriptions by pattern, at most 64.
+    pub struct ListPatternsReply {
+        /// By pattern and name.
+        pub patterns: Vec<PatternDescription>,
+    }
+}
+
+wire_struct! {
+    /// A subscription in all topics of a pattern.
+    pub struct PatternDescription {
+        /// Which topics.
+        pub pattern: String,
+        /// The subscription's name in each of them.
+        pub name: String,
+        /// The pattern's UUID.
+        pub id: SubscriptionId,
+        /// Topics that have a subscription because of it now.
+        pub topics: u32,
+    }
+}
+
 wire_struct! {
     /// Where a durable subscription stands on a partition.
     #[derive(Copy)]

@@ -9,10 +9,11 @@ use postrider_protocol::{
     message::{
         AckLevel, AlterTopic, BoundsChange, BrokerAddress, Confirm, ConfirmRun, CreateTopic,
         DelayId, Deliver, DeliverHead, Expired, Gap, GapReason, Hello, HelloReply, Limits,
-        ListOffsets, ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer,
-        Outcome, Overflow, PartitionMetadata, Publish, PublishHead, SeekReply, Start, Subscribe,
-        SubscribeReply, SubscribedPartition, SubscriptionClosed, SubscriptionDescription,
-        SubscriptionPosition, TopicBounds, TopicConfig, TopicMetadata,
+        ListOffsets, ListPatternsReply, ListSubscriptionsReply, Message, Metadata, MetadataReply,
+        OpenProducer, Outcome, Overflow, PartitionMetadata, PatternDescription, Publish,
+        PublishHead, SeekReply, Start, Subscribe, SubscribeReply, SubscribedPartition,
+        SubscriptionClosed, SubscriptionDescription, SubscriptionPosition, TopicBounds,
+        TopicConfig, TopicMetadata,
     },
     record::{Header, Record},
     types::{
@@ -367,6 +368,17 @@ proptest! {
         closed in fields!(SubscriptionClosed { handle: id(SubscriptionHandle), error: error() }),
         offsets in fields!(ListOffsets { topic: text(), partition: id(PartitionId), at: start() }),
         list in fields!(ListSubscriptionsReply { subscriptions: vec(description(), 0..4) }),
+        patterns in fields!(ListPatternsReply {
+            patterns: vec(
+                fields!(PatternDescription {
+                    pattern: text(),
+                    name: text(),
+                    id: id(SubscriptionId),
+                    topics: any::<u32>(),
+                }),
+                0..4,
+            ),
+        }),
         sought in fields!(SeekReply { partitions: vec((id(PartitionId), id(Offset)), 0..5) }),
     ) {
         survives(&subscribe);
@@ -375,6 +387,7 @@ proptest! {
         survives(&closed);
         survives(&offsets);
         survives(&list);
+        survives(&patterns);
         survives(&sought);
     }
 

@@ -14,12 +14,13 @@ use postrider_protocol::{
         Confirm, ConfirmRun, CreateTopic, CreateTopicReply, Credit, DelayId, DeleteSubscription,
         DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver, DeliverHead,
         DescribeTopic, DescribeTopicReply, Expired, FEATURE_LZ4, FEATURE_ZSTD, Gap, GapReason,
-        Hello, HelloReply, Limits, ListOffsets, ListOffsetsReply, ListSubscriptions,
-        ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply,
-        Outcome, Overflow, PartitionDescription, PartitionMetadata, Ping, PingReply, Publish,
-        PublishHead, Seek, SeekReply, Seeked, Start, Subscribe, SubscribeReply,
-        SubscribedPartition, SubscriptionClosed, SubscriptionDescription, SubscriptionPosition,
-        TopicBounds, TopicConfig, TopicMetadata, Unsubscribe, UnsubscribeReply,
+        Hello, HelloReply, Limits, ListOffsets, ListOffsetsReply, ListPatterns, ListPatternsReply,
+        ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer,
+        OpenProducerReply, Outcome, Overflow, PartitionDescription, PartitionMetadata,
+        PatternDescription, Ping, PingReply, Publish, PublishHead, Seek, SeekReply, Seeked, Start,
+        Subscribe, SubscribeReply, SubscribedPartition, SubscriptionClosed,
+        SubscriptionDescription, SubscriptionPosition, TopicBounds, TopicConfig, TopicMetadata,
+        Unsubscribe, UnsubscribeReply,
     },
     record::Record,
     types::{
@@ -513,6 +514,18 @@ fn subscriptions() -> Vec<Sample> {
         answered(
             "list-subscriptions-reply",
             &ListSubscriptionsReply { subscriptions: vec![description()] },
+        ),
+        asked("list-patterns", &ListPatterns {}),
+        answered(
+            "list-patterns-reply",
+            &ListPatternsReply {
+                patterns: vec![PatternDescription {
+                    pattern: text("orders.*"),
+                    name: text("audit"),
+                    id: subscription_id(),
+                    topics: 3,
+                }],
+            },
         ),
         asked("delete-subscription", &DeleteSubscription { topic: topic.clone(), name }),
         answered("delete-subscription-reply", &DeleteSubscriptionReply {}),

@@ -6,7 +6,7 @@
 //! already keeps its own. Queues are passed over: their messages are not streams.
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::message::Start;
+use postrider_protocol::message::{PatternDescription, Start};
 use postrider_protocol::pattern::{is_valid, matches};
 use postrider_protocol::types::{Offset, SubscriptionId, TopicId, TopicKind};
 
@@ -61,6 +61,22 @@ impl Image {
     #[must_use]
     pub fn pattern_named(&self, pattern: &str, name: &str) -> Option<&Pattern> {
         self.patterns.values().find(|known| known.pattern == pattern && known.name == name)
+    }
+
+    /// The patterns, and how many topics have a subscription because of each.
+    #[must_use]
+    pub fn describe_patterns(&self) -> Vec<PatternDescription> {
+        let describe = |known: &Pattern| {
+            let has = |topic: &&Topic| topic.subscriptions.contains_key(&known.id_in(topic.id));
+            let topics = self.topics.values().filter(has).count();
+            PatternDescription {
+                pattern: known.pattern.clone(),
+                name: known.name.clone(),
+                id: known.id,
+                topics: u32::try_from(topics).unwrap_or(u32::MAX),
+            }
+        };
+        self.patterns.values().map(describe).collect()
     }
 
     pub(super) fn check_pattern(&self, pattern: &str, name: &str) -> Result<(), ErrorBody> {

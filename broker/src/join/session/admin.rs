@@ -11,9 +11,10 @@ use postrider_protocol::frame::{self, FRAME_HEADER_BYTES, FrameHeader};
 use postrider_protocol::message::{
     AlterTopic, AlterTopicReply, BrokerAddress, CreateTopic, CreateTopicReply, DeleteSubscription,
     DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, DescribeTopic, DescribeTopicReply,
-    ListOffsets, ListOffsetsReply, ListSubscriptions, ListSubscriptionsReply, Message, Metadata,
-    MetadataReply, OpenProducer, OpenProducerReply, PartitionDescription, PartitionMetadata,
-    SubscriptionDescription, SubscriptionPosition, TopicMetadata,
+    ListOffsets, ListOffsetsReply, ListPatterns, ListPatternsReply, ListSubscriptions,
+    ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply,
+    PartitionDescription, PartitionMetadata, SubscriptionDescription, SubscriptionPosition,
+    TopicMetadata,
 };
 use postrider_protocol::pattern::is_pattern;
 use postrider_protocol::types::{
@@ -288,6 +289,17 @@ impl Session {
         let topic = self.catalog.topic(&request.topic)?;
         let subscriptions = subscriptions(now, &topic)?;
         self.reply_bounded(header, &ListSubscriptionsReply { subscriptions })
+    }
+
+    pub(super) fn list_patterns(
+        &self,
+        header: FrameHeader,
+        _request: &ListPatterns,
+    ) -> Result<(), ErrorBody> {
+        let mut patterns = self.catalog.read(|desk| desk.committed.describe_patterns());
+        patterns
+            .sort_by(|one, other| (&one.pattern, &one.name).cmp(&(&other.pattern, &other.name)));
+        self.reply_bounded(header, &ListPatternsReply { patterns })
     }
 
     pub(super) fn delete_subscription(
