@@ -226,6 +226,12 @@ impl<V> Delivery<V> {
         &self.message.value
     }
 
+    /// What names the message for good within its topic: see [`Message::dedup_id`].
+    #[must_use]
+    pub fn dedup_id(&self) -> String {
+        self.message.dedup_id()
+    }
+
     /// Its key.
     #[must_use]
     pub fn key(&self) -> Option<&Bytes> {

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use postrider_protocol::{
     batch::{Batch, DecodeLimits, RecordBlock, RecordIter, RecordViews},
     entry::split_entry,
+    headers::IDEMPOTENCY_KEY,
     record::{Header, RecordHeaders, RecordView},
     types::{Offset, PartitionId, TimestampMs},
 };
@@ -76,6 +77,32 @@ pub struct Message<V> {
     /// Its value.
     pub value: V,
     owner_epoch: u64,
+}
+
+/// `TOPIC/PARTITION/OFFSET/APPEND_TIME` of the message that a dead letter was made of.
+const DEAD_LETTER_SOURCE: &str = "dl.source";
+
+impl<V> Message<V> {
+    /// What names the message for good within its topic, whichever attempt this is, and also after it was a dead letter
+    /// and was sent back: its partition and idempotency key, or else its partition, offset and append time. A worker
+    /// that stores it in the transaction of its effect, and skips a message whose id is there, has each effect once
+    /// (the example `once`).
+    #[must_use]
+    pub fn dedup_id(&self) -> String {
+        let source = self.headers.get(DEAD_LETTER_SOURCE).and_then(|source| origin(source));
+        let own = (self.partition.0, self.offset.0, self.append_time.0);
+        let (partition, offset, append_time) = source.unwrap_or(own);
+        match self.headers.get(IDEMPOTENCY_KEY) {
+            Some(key) => format!("{partition}/key/{}", key.escape_ascii()),
+            None => format!("{partition}/{offset}/{append_time}"),
+        }
+    }
+}
+
+fn origin(source: &[u8]) -> Option<(u32, u64, u64)> {
+    let mut parts = std::str::from_utf8(source).ok()?.rsplit('/');
+    let (append_time, offset, partition) = (parts.next()?, parts.next()?, parts.next()?);
+    Some((partition.parse().ok()?, offset.parse().ok()?, append_time.parse().ok()?))
 }
 
 impl<V> Message<V> {

@@ -172,6 +172,51 @@ fn of_one_key_published_a_thousand_times_over_ten_connections_one_is_stored() ->
     Ok(())
 }
 
+/// The id by which a worker knows what it has done stays the same through retries, dead letters and redrives.
+#[test]
+fn a_message_keeps_its_dedup_id_as_a_dead_letter_and_when_it_is_sent_back() -> Result<()> {
+    let shell = Shell::start()?;
+    shell.prints("queue create jobs --max-failures 2 --backoff-min 1ms --backoff-max 1ms")?;
+    shell.prints_for("pub jobs", b"plain\n")?;
+    shell.prints_for("pub jobs -I a", b"keyed\n")?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    runtime.block_on(async {
+        let client = Client::builder(shell.command.url()).connect().await?;
+        let mut jobs = client.consumer::<Raw>("jobs").subscribe().await?;
+        let mut ids: Vec<Vec<String>> = Vec::new();
+        for try_ in 0..6 {
+            if try_ == 4 {
+                let broker = shell.broker.as_ref().context("a broker runs")?;
+                let dead =
+                    || broker.metric("postrider_queue_dead_lettered_total").unwrap_or_default();
+                wait_until("both are dead letters", || dead() > 1.0)?;
+                shell.prints("queue redrive jobs")?;
+            }
+            let next = tokio::time::timeout(Duration::from_secs(20), jobs.next_delivery()).await;
+            let next = next.with_context(|| format!("delivery {try_} does not come: {ids:?}"))?;
+            let delivery = next.context("the queue goes on")??;
+            let value = String::from_utf8_lossy(delivery.value()).into_owned();
+            ids.push(vec![value, delivery.dedup_id()]);
+            match try_ {
+                0..4 => delivery.nack("again").await?,
+                _ => delivery.ack().await?,
+            }
+        }
+        let mut letters = client.reader::<Raw>("jobs.dead").from(Start::Earliest).open().await?;
+        for _ in 0..2 {
+            let letter = letters.next_message().await.context("the stream goes on")??;
+            let value = String::from_utf8_lossy(&letter.value).into_owned();
+            ids.push(vec![value, letter.dedup_id()]);
+        }
+        ids.sort();
+        ids.dedup();
+        ensure!(ids.len() == 2, "one id for each: {ids:?}");
+        ensure!(ids[0][1] == "0/key/a-1" && ids[1][1].starts_with("0/0/"), "{ids:?}");
+        anyhow::Ok(())
+    })
+}
+
 /// A8, over real connections: each of several producers counts up by what it has read.
 #[test]
 fn of_producers_that_want_one_offset_one_is_stored_and_batches_are_whole() -> Result<()> {
