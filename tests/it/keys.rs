@@ -172,6 +172,32 @@ fn of_one_key_published_a_thousand_times_over_ten_connections_one_is_stored() ->
     Ok(())
 }
 
+/// T12: a delayed message sent again before and after its release, and over a kill, is released once.
+#[test]
+fn a_delayed_message_sent_again_before_and_after_its_release_is_released_once() -> Result<()> {
+    let mut shell = Shell::start()?;
+    shell.prints("topic create t")?;
+    let publish = |shell: &Shell, stored: u32, line: &str| -> Result<()> {
+        let said = shell.published(line, b"later\n")?;
+        let expected = format!("stored={stored} duplicates={}", 1 - stored);
+        ensure!(said == expected, "{line}: {said}");
+        Ok(())
+    };
+    publish(&shell, 1, "pub t -I a --delay 1s")?;
+    publish(&shell, 0, "pub t -I a --delay 1s")?;
+    shell.restart_by_kill()?;
+    publish(&shell, 0, "pub t -I a --delay 1s")?;
+    publish(&shell, 0, "pub t -I a")?;
+    let read = || shell.prints("sub t --from earliest -e -o raw").unwrap_or_default();
+    wait_until("it is released", || !read().is_empty())?;
+    publish(&shell, 0, "pub t -I a --delay 1s")?;
+    publish(&shell, 0, "pub t -I a")?;
+    ensure!(read() == "later\n", "it is there once: {:?}", read());
+    let shown: Value = serde_json::from_str(&shell.prints("topic show t -o json")?)?;
+    ensure!(shown["scheduled"] == 0, "and does not wait once more: {shown}");
+    Ok(())
+}
+
 /// The id by which a worker knows what it has done stays the same through retries, dead letters and redrives.
 #[test]
 fn a_message_keeps_its_dedup_id_as_a_dead_letter_and_when_it_is_sent_back() -> Result<()> {
