@@ -2,8 +2,8 @@
 
 use postrider_core::partition::PartitionLimits;
 use postrider_protocol::error::ErrorCode;
-use postrider_protocol::message::Outcome;
-use postrider_protocol::types::Compression;
+use postrider_protocol::message::{Outcome, PublishHead};
+use postrider_protocol::types::{Compression, Sequence};
 
 use super::stage::{KEPT_MS, Said, Stage, WINDOW_MS};
 
@@ -209,8 +209,7 @@ fn a_session_passes_over_its_duplicates() {
     let mut stage = stage();
     assert_eq!(stage.was(&[(Some("a"), "a"), (Some("b"), "b")]), [Was::Stored(0), Was::Stored(1)]);
     let (first, second) = (stage.head(3, 0, 2), stage.head(3, 2, 1));
-    let second =
-        postrider_protocol::message::PublishHead { resolved_upto: first.base_sequence, ..second };
+    let second = PublishHead { resolved_upto: first.base_sequence, ..second };
     let twice = [(Some("a"), "a"), (Some("b"), "b")];
     let one = stage.publish_as(&first, &twice, None, Compression::None);
     let two = stage.publish_as(&second, &[(Some("c"), "c")], None, Compression::None);
@@ -226,13 +225,38 @@ fn a_session_passes_over_its_duplicates() {
     let one = stage.publish_as(&head, &twice, None, Compression::None);
     let answers: Vec<_> = stage.outcomes(one, &head).iter().map(was).collect();
     assert_eq!(answers, [Was::Duplicate(0), Was::Duplicate(1)]);
-    let again = postrider_protocol::message::PublishHead {
-        resolved_upto: head.base_sequence,
-        ..stage.head(3, 2, 1)
-    };
+    let again = PublishHead { resolved_upto: head.base_sequence, ..stage.head(3, 2, 1) };
     let two = stage.publish_as(&again, &[(Some("c"), "c")], None, Compression::None);
     let answers: Vec<_> = stage.outcomes(two, &again).iter().map(was).collect();
     assert_eq!(answers, [Was::Duplicate(2)]);
+}
+
+/// What is pipelined goes on without a round trip, wherever in a batch the duplicates stand.
+#[test]
+fn pipelined_batches_go_on_behind_duplicates_wherever_these_stand() {
+    let mut stage = stage();
+    assert_eq!(stage.was(&[(Some("a"), "a"), (Some("b"), "b")]), [Was::Stored(0), Was::Stored(1)]);
+    let batches: [(&[Said], &[Was]); 5] = [
+        (&[(Some("c"), "c")], &[Was::Stored(2)]),
+        (&[(Some("a"), "a"), (Some("b"), "b")], &[Was::Duplicate(0), Was::Duplicate(1)]),
+        (&[(Some("a"), "a"), (Some("d"), "d")], &[Was::Duplicate(0), Was::Stored(3)]),
+        (&[(Some("e"), "e"), (Some("b"), "b")], &[Was::Stored(4), Was::Duplicate(1)]),
+        (&[(None, "f")], &[Was::Stored(5)]),
+    ];
+    let (mut sequence, mut wanted) = (0, Vec::new());
+    for (messages, expected) in batches {
+        let head = stage.head(3, sequence, u32::try_from(messages.len()).unwrap());
+        // Nothing is resolved yet.
+        let head = PublishHead { resolved_upto: Sequence(0), ..head };
+        stage.publish_on(9, &head, messages, (None, Compression::None));
+        sequence += messages.len() as u64;
+        wanted.extend_from_slice(expected);
+    }
+    stage.commit();
+    // Answers to one connection are merged where they follow each other.
+    let all = stage.head(3, 0, u32::try_from(sequence).unwrap());
+    let answers: Vec<_> = stage.outcomes(9, &all).iter().map(was).collect();
+    assert_eq!(answers, wanted);
 }
 
 /// A disk that is full in the middle of a batch: the same batch sent again stores the rest.
