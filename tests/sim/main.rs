@@ -20,8 +20,9 @@ const REGRESSIONS: [u64; 3] = [92, 25, 144];
 /// The same with queues: the one that is to be woken is away (90, 173); a subscription that a full disk refused
 /// (91, 214); dead, and said to be acked (57); a retry whose time was over by a wall clock that jumped (115).
 const QUEUE_REGRESSIONS: [u64; 6] = [90, 173, 91, 214, 57, 115];
-/// The same with a consumer group: delivered under an epoch that a confirmed seek had ended.
-const GROUP_REGRESSIONS: [u64; 3] = [1, 31, 44];
+/// The same with a consumer group: delivered under an epoch that a confirmed seek had ended (1, 31, 44); no start
+/// on a journal that was full (1047, 1215).
+const GROUP_REGRESSIONS: [u64; 5] = [1, 31, 44, 1047, 1215];
 /// Seeds within which every planted bug must be found.
 const PLANTED_SEEDS: u64 = 12;
 

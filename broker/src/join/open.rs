@@ -27,6 +27,8 @@ use crate::join::topic::{FoundLogs, LogKeyOrd};
 
 /// Groups that the store may need until the commands of a start are durable. More means that it is stuck.
 const STEPS_MAX: usize = 1_000;
+/// Runs of maintenance that may give them room. One does, unless the disk is full.
+const MAINTENANCE_MAX: usize = 4;
 
 /// Lost ranges that a start names in the broker's log.
 const DAMAGES_SHOWN: usize = 100;
@@ -132,7 +134,7 @@ pub(crate) fn open(
             reason: error.to_string(),
         })?;
     }
-    until_durable(&store, &metadata)?;
+    until_durable(&store, &metadata, now)?;
     let report =
         OpenReport { recovery: report, doubtful, logs: count, unknown_logs: unknown, damages };
     let found = FoundLogs::new(found.into());
@@ -291,9 +293,11 @@ fn first_commands(image: &Image, hub: &Hub) -> Vec<Command> {
     commands
 }
 
-/// Drives the store until all of the log is durable: nobody else does before a broker is open.
-fn until_durable(store: &Store, log: &Log) -> Result<(), BrokerOpenError> {
+/// Drives the store until all of the log is durable: nobody else does before a broker is open. The process
+/// before may have left a journal with as many bytes as it may have, so maintenance makes room in it.
+fn until_durable(store: &Store, log: &Log, now: Now) -> Result<(), BrokerOpenError> {
     let (end, _offset) = log.log_end();
+    let mut maintained = 0;
     for _ in 0..STEPS_MAX {
         if let Some(error) = store.failed() {
             return Err(BrokerOpenError::Disk(error));
@@ -301,7 +305,13 @@ fn until_durable(store: &Store, log: &Log) -> Result<(), BrokerOpenError> {
         if log.durable_end().0 >= end {
             return Ok(());
         }
-        store.step();
+        if !store.step() {
+            if maintained == MAINTENANCE_MAX {
+                break;
+            }
+            store.maintain(now.wall);
+            maintained += 1;
+        }
     }
     let doing = "waiting for the metadata log".to_string();
     Err(BrokerOpenError::Disk(StoreError { doing, message: "nothing is written".to_string() }))

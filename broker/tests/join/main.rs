@@ -27,7 +27,7 @@ use postrider_protocol::error::{ErrorCode, Retry};
 use postrider_protocol::message::*;
 use postrider_protocol::types::*;
 use postrider_storage::disk_sim::CrashKind;
-use postrider_storage::{Disk, OsDisk, SimDisk};
+use postrider_storage::{Disk, OsDisk, SimDisk, StoreOptions};
 
 fn open(disk: Arc<dyn Disk>) -> Broker {
     open_with(disk, BrokerOptions::default())
@@ -132,6 +132,42 @@ fn messages_survive_power_loss() {
     assert_eq!(broker.identity().storage, identity.storage);
     assert_eq!(broker.identity().incarnation, identity.incarnation + 1);
     go_on(&broker, producer, topic);
+}
+
+#[test]
+fn a_start_makes_room_in_a_journal_that_the_process_before_had_filled() {
+    let store = StoreOptions {
+        journal_bytes_min: 4 << 10,
+        journal_bytes_max: 8 << 10,
+        checkpoint_journal_bytes: 4 << 10,
+        ..StoreOptions::default()
+    };
+    let open = |disk: &SimDisk| {
+        let options = BrokerOptions { store: store.clone(), ..BrokerOptions::default() };
+        open_with(Arc::new(disk.clone()), options)
+    };
+    let disk = SimDisk::new(1);
+    let broker = open(&disk);
+    let mut writer = Peer::new(&broker);
+    let topic = writer.create_topic("orders", 1);
+    let epoch = writer.leader_epoch("orders");
+    let producer = writer.open_producer();
+    // What recovery writes of it fills a new file of the journal, and leaves no room in it.
+    let text = "x".repeat(3_500);
+    let mut sent = 0;
+    // Nobody makes checkpoints, until nothing is written any more.
+    while broker.store().stats().stalls == 0 {
+        writer.send_event(&publish(topic, epoch, producer, sent, &[&text]));
+        broker.store().step();
+        sent += 1;
+    }
+    let confirmed: u32 = writer.confirms().iter().map(|run| run.count).sum();
+    assert_eq!(u64::from(confirmed), sent - 1);
+    drop((writer, broker));
+    disk.crash(CrashKind::Process);
+    let mut reader = Peer::new(&open(&disk.reopen()));
+    let attached = reader.subscribe(1, "orders", None);
+    assert!(attached.partitions[0].high_watermark.0 >= sent - 1);
 }
 
 #[test]
