@@ -2,18 +2,21 @@
 //! and took from them (said by the tap, in the order in which the broker spoke), and what the members processed.
 //! Never looks into the broker. Driven by the tap and by the members.
 //!
+//! What is said to one connection is said in order; between connections nothing is promised, and what is said to a
+//! client that does not read waits for it (`Told`). It is judged by what it may have known when it was said.
+//!
 //! | rule | broken when |
 //! |---|---|
-//! | D1 one owner | an ack under an older epoch than the broker has told of is taken; an epoch comes twice |
+//! | D1 one owner | an ack under an older epoch than the broker has told of is taken; an epoch comes twice, or behind a newer one that was told before it can have begun to wait |
 //! | D2 position | a partition begins below what is confirmed, or behind what anybody asked for, without a seek |
-//! | D4 no false fence | a member that beats in time is taken for dead |
+//! | D4 no false fence | a member none of whose beats came late is taken for dead |
 //! | D5 clean hand-over | an owner that drains in time is refused, or the next one begins elsewhere than it ended |
 //! | D6 seek | something is delivered under an epoch that a committed seek has ended |
 //! | C1 stream | an ownership skips or repeats an offset |
 //! | no loss | a member processes an offset while the one before it was never processed |
 //! | order per key | the messages of a key, of one producer, are first processed in another order than they were sent |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::AddAssign;
 use std::time::Duration;
 
@@ -25,6 +28,14 @@ pub(crate) type Seat = (u64, u32);
 /// For so long a seek whose outcome is not known may still come about.
 const SEEK_DOUBT: Duration = Duration::from_millis(500);
 
+/// When somebody is told something.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) at: Duration,
+    /// Since when it may have waited: until then the connection took all that there was.
+    pub(crate) waits_since: Duration,
+}
+
 /// What groups went through.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GroupFigures {
@@ -32,6 +43,8 @@ pub struct GroupFigures {
     pub assigned: u64,
     /// Of these: right behind a release in good order.
     pub clean: u64,
+    /// Of these: told when somebody else had it already.
+    pub late: u64,
     /// Partitions taken without a release.
     pub lost: u64,
     /// Members taken for dead, or replaced.
@@ -50,6 +63,7 @@ impl AddAssign for GroupFigures {
     fn add_assign(&mut self, other: Self) {
         self.assigned += other.assigned;
         self.clean += other.clean;
+        self.late += other.late;
         self.lost += other.lost;
         self.fenced += other.fenced;
         self.stale_acks += other.stale_acks;
@@ -82,8 +96,10 @@ struct Owner {
 /// What is known of a partition.
 #[derive(Debug, Default)]
 struct Partition {
-    /// The newest epoch that anybody was told of.
+    /// The newest epoch that anybody was told of, and when; and all of them.
     epoch: u64,
+    told_at: Duration,
+    epochs: BTreeSet<u64>,
     /// Since that epoch: the highest position asked for, and the highest that is confirmed.
     asked: u64,
     confirmed: u64,
@@ -159,12 +175,20 @@ impl GroupOracle {
 
     pub(crate) fn assigned(
         &mut self,
-        now: Duration,
+        told: Told,
         seat: Seat,
         partition: u32,
         (epoch, next, high_watermark): (u64, u64, u64),
     ) {
+        self.figures.assigned += 1;
+        self.reading.insert((seat, partition), (epoch, next));
         let at = self.partitions.entry(partition).or_default();
+        let is_first = at.epochs.insert(epoch);
+        if is_first && epoch < at.epoch && told.waits_since <= at.told_at {
+            // It has waited while somebody else became the owner: the next one is told what it was.
+            self.figures.late += 1;
+            return;
+        }
         let mut wrong = Vec::new();
         if epoch <= at.epoch {
             wrong.push(format!("D1: epoch {epoch} after {}", at.epoch));
@@ -185,23 +209,21 @@ impl GroupOracle {
                 wrong.push(format!("D5: released at {end}, begins at {next}"));
             }
         }
-        at.know(now, epoch, next);
+        at.know(told, epoch, next);
         at.owner = Some(Owner { seat, deadline: None });
-        self.reading.insert((seat, partition), (epoch, next));
-        self.figures.assigned += 1;
         for what in wrong {
             self.violate(format!("partition {partition} for {seat:?}: {what}"));
         }
     }
 
-    pub(crate) fn revoked(&mut self, now: Duration, seat: Seat, partition: u32, drain: Duration) {
+    pub(crate) fn revoked(&mut self, told: Told, seat: Seat, partition: u32, drain: Duration) {
         let Some(at) = self.partitions.get_mut(&partition) else { return };
         if drain.is_zero() {
             self.figures.lost += 1;
             at.owner = at.owner.filter(|owner| owner.seat != seat);
             self.reading.remove(&(seat, partition));
         } else if let Some(owner) = at.owner.as_mut().filter(|owner| owner.seat == seat) {
-            owner.deadline = Some(now + drain);
+            owner.deadline = Some(told.waits_since + drain);
         }
     }
 
@@ -218,7 +240,7 @@ impl GroupOracle {
         self.reading.remove(&(seat, partition));
     }
 
-    pub(crate) fn seeked(&mut self, now: Duration, seat: Seat, partition: u32, to: (u64, u64)) {
+    pub(crate) fn seeked(&mut self, told: Told, seat: Seat, partition: u32, to: (u64, u64)) {
         let (epoch, next) = to;
         self.reading.insert((seat, partition), (epoch, next));
         let at = self.partitions.entry(partition).or_default();
@@ -229,7 +251,8 @@ impl GroupOracle {
         let meant = |doubt: &&mut Doubt| doubt.to == next && doubt.epoch_before < epoch;
         let known = at.doubts.iter_mut().find(meant).map(|doubt| doubt.is_told = true).is_some();
         let newest = at.epoch;
-        at.know(now, epoch, next);
+        at.epochs.insert(epoch);
+        at.know(told, epoch, next);
         if !known || epoch <= newest {
             self.violate(format!("D2: {partition} moved to {to:?} without a seek"));
         }
@@ -371,10 +394,12 @@ impl GroupOracle {
 
 impl Partition {
     /// Somebody is told where it stands under a new epoch.
-    fn know(&mut self, now: Duration, epoch: u64, next: u64) {
-        self.epoch = self.epoch.max(epoch);
+    fn know(&mut self, told: Told, epoch: u64, next: u64) {
+        if epoch > self.epoch {
+            (self.epoch, self.told_at) = (epoch, told.at);
+        }
         (self.asked, self.confirmed) = (next, next);
         self.released_at = None;
-        self.doubts.retain(|doubt| doubt.until.is_none_or(|until| until > now));
+        self.doubts.retain(|doubt| doubt.until.is_none_or(|until| until > told.waits_since));
     }
 }

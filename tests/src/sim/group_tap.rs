@@ -16,7 +16,7 @@ use postrider_protocol::message::{
 };
 use postrider_protocol::types::{CorrelationId, SubscriptionHandle};
 
-use super::group_oracle::{AckAsked, GroupOracle, Seat};
+use super::group_oracle::{AckAsked, GroupOracle, Seat, Told};
 use super::queue_tamper::one;
 
 /// The group of a run is that of the first topic.
@@ -49,6 +49,8 @@ pub(crate) struct GroupTap {
     partitions: u32,
     asked: BTreeMap<(u64, CorrelationId), Asked>,
     members: BTreeMap<Seat, Member>,
+    /// When connections last took all that there was to say.
+    listened: BTreeMap<u64, Duration>,
     /// Acks to be heard once more. Bound: those of `ECHO_AFTER`.
     echoes: VecDeque<(Duration, u64, AckUpTo)>,
     acks: u64,
@@ -63,6 +65,7 @@ impl GroupTap {
             partitions,
             asked: BTreeMap::new(),
             members: BTreeMap::new(),
+            listened: BTreeMap::new(),
             echoes: VecDeque::new(),
             acks: 0,
             seeks: 0,
@@ -86,6 +89,7 @@ impl GroupTap {
     pub(crate) fn restarted(&mut self, now: Duration) {
         self.asked.clear();
         self.members.clear();
+        self.listened.clear();
         self.echoes.clear();
         self.oracle.restarted(now);
     }
@@ -99,8 +103,14 @@ impl GroupTap {
             *of != link
         });
         self.echoes.retain(|(_, of, _)| *of != link);
+        self.listened.remove(&link);
         let seats: Vec<Seat> = self.members.keys().copied().filter(|seat| seat.0 == link).collect();
         seats.into_iter().for_each(|seat| self.end(seat));
+    }
+
+    /// A connection has taken all that there is to say.
+    pub(crate) fn listens(&mut self, now: Now, link: u64) {
+        self.listened.insert(link, now.monotonic);
     }
 
     fn end(&mut self, seat: Seat) {
@@ -132,7 +142,9 @@ impl GroupTap {
             }
             Api::GroupHeartbeat => {
                 let GroupHeartbeat { handle } = said(frame);
-                if let Some(member) = self.members.get_mut(&(link, handle.0)) {
+                // Who was taken for dead may be told so behind a beat that comes late.
+                let member = self.members.get_mut(&(link, handle.0));
+                if let Some(member) = member.filter(|member| member.lives(now)) {
                     member.beat = now.monotonic;
                 }
                 return;
@@ -179,9 +191,11 @@ impl GroupTap {
     /// The broker sends a frame.
     pub(crate) fn sent(&mut self, now: Now, link: u64, frame: &Frame) {
         let Some(api) = Api::from_u16(frame.header.api) else { return };
+        let waits_since = self.listened.get(&link).copied().unwrap_or(now.monotonic);
+        let told = Told { at: now.monotonic, waits_since };
         if frame.header.is_reply() {
             if let Some(asked) = self.asked.remove(&(link, frame.header.correlation)) {
-                self.answered(now, link, asked, frame);
+                self.answered(told, link, asked, frame);
             }
             return;
         }
@@ -190,12 +204,12 @@ impl GroupTap {
             Api::GroupAssigned => {
                 let GroupAssigned { handle, partition: at } = said(frame);
                 let place = (at.owner_epoch, at.next.0, at.high_watermark.0);
-                self.oracle.assigned(now.monotonic, seat(handle), at.partition.0, place);
+                self.oracle.assigned(told, seat(handle), at.partition.0, place);
             }
             Api::GroupRevoked => {
                 let GroupRevoked { handle, partition, drain_ms, .. } = said(frame);
                 let drain = Duration::from_millis(drain_ms.into());
-                self.oracle.revoked(now.monotonic, seat(handle), partition.0, drain);
+                self.oracle.revoked(told, seat(handle), partition.0, drain);
             }
             Api::GroupFenced => {
                 let GroupFenced { handle, error } = said(frame);
@@ -205,7 +219,7 @@ impl GroupTap {
                 let Seeked { handle, partition, owner_epoch, next } = said(frame);
                 if self.members.contains_key(&seat(handle)) {
                     let to = (owner_epoch, next.0);
-                    self.oracle.seeked(now.monotonic, seat(handle), partition.0, to);
+                    self.oracle.seeked(told, seat(handle), partition.0, to);
                 }
             }
             Api::Deliver => {
@@ -236,7 +250,7 @@ impl GroupTap {
         self.end(seat);
     }
 
-    fn answered(&mut self, now: Now, link: u64, asked: Asked, frame: &Frame) {
+    fn answered(&mut self, told: Told, link: u64, asked: Asked, frame: &Frame) {
         let error = frame.header.is_error();
         match asked {
             Asked::Join(_) if error => {}
@@ -246,7 +260,7 @@ impl GroupTap {
                     instance: join.instance,
                     number: reply.member,
                     session_timeout: Duration::from_millis(reply.session_timeout_ms.into()),
-                    beat: now.monotonic,
+                    beat: told.waits_since,
                     is_over: false,
                 };
                 self.members.insert((link, join.handle.0), member);
@@ -258,14 +272,14 @@ impl GroupTap {
                 }
             }
             Asked::Ack(ack) => self.oracle.ack_taken(ack),
-            Asked::Seek(seek) if error => self.oracle.seek_ended(now.monotonic, seek),
-            Asked::Seek(seek) => self.oracle.seek_confirmed(now.monotonic, seek),
+            Asked::Seek(seek) if error => self.oracle.seek_ended(told.at, seek),
+            Asked::Seek(seek) => self.oracle.seek_confirmed(told.at, seek),
         }
     }
 }
 
 impl Member {
-    /// Whether it is a member without a doubt.
+    /// Whether it is a member without a doubt: none of its beats came late.
     fn lives(&self, now: Now) -> bool {
         !self.is_over && self.beat + self.session_timeout > now.monotonic
     }

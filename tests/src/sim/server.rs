@@ -254,8 +254,12 @@ impl Server {
                 groups: groups.as_mut(),
                 group_tamper: group_tamper.as_mut(),
             };
+            let listens = served.output.is_empty();
             served.receive(now, connection, &mut ears);
             served.transmit(now, planted, dice, &mut ears);
+            if listens {
+                groups.iter_mut().for_each(|tap| tap.listens(now, *id));
+            }
             let room = connection.to_client.room().min(served.output.len());
             if room > 0 {
                 let sent = served.output.split_to(room);
