@@ -66,6 +66,8 @@ pub(crate) struct Client {
     pub(crate) name: String,
     engine: Engine,
     pub(crate) link: Option<u64>,
+    /// Its first connection: those before are of an earlier process.
+    pub(crate) first_link: Option<u64>,
     input: BytesMut,
     output: BytesMut,
     pub(crate) reconnect_at: Duration,
@@ -97,6 +99,7 @@ impl Client {
             name,
             engine: Engine::new(options),
             link: None,
+            first_link: None,
             input: BytesMut::new(),
             output: BytesMut::new(),
             reconnect_at: Duration::ZERO,
@@ -277,16 +280,18 @@ impl Client {
         self.engine.check_invariants();
     }
 
+    /// A connection begins; the broker may still hear so many of earlier processes.
     pub(crate) fn connected(
         &mut self,
         now: Duration,
         link: u64,
+        ghosts: usize,
         durables: &mut BTreeMap<String, Durable>,
     ) {
         self.link = Some(link);
         for reader in &mut self.readers {
             let name = reader.plan.name.clone();
-            reader.connected(name.and_then(|name| durables.get_mut(&name)));
+            reader.connected(ghosts, name.and_then(|name| durables.get_mut(&name)));
         }
         self.engine.connected(now);
     }
@@ -369,7 +374,7 @@ impl Client {
         for reader in &mut self.readers {
             let name = reader.plan.name.clone();
             let mut durable = name.as_ref().map(|name| durables.entry(name.clone()).or_default());
-            reader.run(&mut self.engine, oracle, durable.as_deref_mut(), planted, dice);
+            reader.run(&mut self.engine, now, oracle, durable.as_deref_mut(), planted, dice);
             if let Some(durable) = durable
                 && load.is_some()
                 && dice.one_in(2_000)

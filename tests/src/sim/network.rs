@@ -59,6 +59,8 @@ impl Pipe {
 /// One connection.
 #[derive(Debug, Default)]
 pub(crate) struct Connection {
+    /// Whose it is.
+    pub(crate) client: String,
     pub(crate) to_server: Pipe,
     pub(crate) to_client: Pipe,
     /// When the client notices that the connection is gone.
@@ -73,6 +75,11 @@ impl Connection {
     /// When the last byte on its way to the client will have arrived.
     pub(crate) fn to_client_arrives(&self, now: Duration) -> Duration {
         self.to_client.last_arrival.max(now)
+    }
+
+    /// Whether its process is gone, and the server may still hear what it sent.
+    pub(crate) fn is_ghost(&self, now: Duration) -> bool {
+        self.cut && self.server_end.is_none_or(|end| end > now)
     }
 
     /// Cuts the connection. What is on its way may still arrive before a side notices, or not at all.

@@ -4,6 +4,10 @@
 //! Between two things that an application gets from one partition nothing may lie but a gap that it was
 //! told. A durable subscription may go back once after a reconnect, never below what had been confirmed as
 //! acked before it.
+//!
+//! The newest attach of a durable subscription wins, and the newest is the one that the broker hears last: what a
+//! process sent before it died may still arrive behind the attach of the next one. That is told as
+//! `SubscriptionTaken`, at most once for each connection that is so heard; then the application attaches again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::task::{Context, Poll, Waker};
@@ -17,7 +21,7 @@ use postrider::core::subscription::{
 };
 use postrider_protocol::batch::{Batch, DecodeLimits};
 use postrider_protocol::entry::EntryIter;
-use postrider_protocol::error::ErrorBody;
+use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{GapReason, Seek, Start};
 use postrider_protocol::types::{Offset, PartitionId, SubscriptionHandle};
 use postrider_storage::disk_sim::SimRandom;
@@ -84,7 +88,7 @@ pub(crate) struct Reader {
     pub(crate) plan: Plan,
     who: String,
     handle: SubscriptionHandle,
-    attach: Option<Pending<Result<Vec<AttachedPartition>, ErrorBody>>>,
+    attach: Option<Attaching>,
     /// The next offset of each partition, and the end of the log as far as it was told.
     pub(crate) next: BTreeMap<u32, u64>,
     /// The first offset that was there at the start.
@@ -97,22 +101,30 @@ pub(crate) struct Reader {
     owner_epochs: BTreeMap<u32, u64>,
     acks: Vec<Asked>,
     seek: Option<(u64, Pending<Answer>)>,
+    /// Connections of earlier processes that the broker may still hear.
+    ghosts: usize,
     pub(crate) messages_read: u64,
     pub(crate) ended: bool,
 }
 
+type Attaching = Pending<Result<Vec<AttachedPartition>, ErrorBody>>;
+
+fn attach(plan: &Plan, engine: &mut Engine, now: Duration) -> (SubscriptionHandle, Attaching) {
+    let options = SubscriptionOptions {
+        topic: topic_name(plan.topic),
+        partitions: Vec::new(),
+        name: plan.name.clone(),
+        start: plan.start.clone(),
+        prefetch_messages: plan.messages,
+        prefetch_bytes: plan.bytes,
+    };
+    let (attached, pending) = promise();
+    (engine.subscribe(options, now + Duration::from_secs(600), attached), pending)
+}
+
 impl Reader {
     pub(crate) fn open(who: String, plan: Plan, engine: &mut Engine, now: Duration) -> Self {
-        let options = SubscriptionOptions {
-            topic: topic_name(plan.topic),
-            partitions: Vec::new(),
-            name: plan.name.clone(),
-            start: plan.start.clone(),
-            prefetch_messages: plan.messages,
-            prefetch_bytes: plan.bytes,
-        };
-        let (attached, pending) = promise();
-        let handle = engine.subscribe(options, now + Duration::from_secs(600), attached);
+        let (handle, pending) = attach(&plan, engine, now);
         Self {
             plan,
             who,
@@ -126,6 +138,7 @@ impl Reader {
             owner_epochs: BTreeMap::new(),
             acks: Vec::new(),
             seek: None,
+            ghosts: 0,
             messages_read: 0,
             ended: false,
         }
@@ -138,8 +151,9 @@ impl Reader {
         }
     }
 
-    /// A connection begins.
-    pub(crate) fn connected(&mut self, durable: Option<&mut Durable>) {
+    /// A connection begins; the broker may still hear so many of earlier processes.
+    pub(crate) fn connected(&mut self, ghosts: usize, durable: Option<&mut Durable>) {
+        self.ghosts = ghosts;
         if let Some(durable) = durable {
             durable.acked.values_mut().for_each(|acked| acked.floor = acked.confirmed);
             self.may_go_back = self.next.keys().copied().collect();
@@ -150,6 +164,7 @@ impl Reader {
     pub(crate) fn run(
         &mut self,
         engine: &mut Engine,
+        now: Duration,
         oracle: &mut Oracle,
         mut durable: Option<&mut Durable>,
         planted: Option<Planted>,
@@ -164,6 +179,9 @@ impl Reader {
         let cx = Context::from_waker(Waker::noop());
         while let Poll::Ready(Some(incoming)) = engine.poll_next(self.handle, &cx) {
             self.attached(oracle, durable.as_deref_mut());
+            if self.is_taken_by_ghost(&incoming) {
+                return self.attach_again(engine, now);
+            }
             self.take(incoming, oracle, durable.as_deref_mut(), planted, dice);
             if let Some(durable) = durable.as_deref_mut() {
                 self.ack_now_and_then(engine, durable, planted, dice);
@@ -172,6 +190,18 @@ impl Reader {
                 return;
             }
         }
+    }
+
+    fn is_taken_by_ghost(&self, incoming: &Incoming) -> bool {
+        let taken = matches!(incoming, Incoming::Ended(error) if error.code == ErrorCode::SubscriptionTaken);
+        taken && self.plan.name.is_some() && self.ghosts > 0
+    }
+
+    fn attach_again(&mut self, engine: &mut Engine, now: Duration) {
+        let (handle, pending) = attach(&self.plan, engine, now);
+        (self.handle, self.attach) = (handle, Some(pending));
+        self.owner_epochs.clear();
+        self.ghosts -= 1;
     }
 
     fn attached(&mut self, oracle: &mut Oracle, durable: Option<&mut Durable>) {

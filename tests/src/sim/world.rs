@@ -601,8 +601,12 @@ impl World {
         let link = self.next_link;
         if self.server.accept(link) {
             self.next_link += 1;
-            self.network.insert(link, Connection::default());
-            client.connected(self.now, link, &mut self.durables);
+            let older = self.network.range(..*client.first_link.get_or_insert(link));
+            let of_its_name = older.filter(|(_, one)| one.client == client.name);
+            let ghosts = of_its_name.filter(|(_, one)| one.is_ghost(self.now)).count();
+            let connection = Connection { client: client.name.clone(), ..Connection::default() };
+            self.network.insert(link, connection);
+            client.connected(self.now, link, ghosts, &mut self.durables);
             self.trace.say(self.now, format_args!("{} connects as {link}", client.name));
         } else {
             client.reconnect_at = self.now + Duration::from_millis(5);
