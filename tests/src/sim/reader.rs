@@ -153,7 +153,7 @@ impl Reader {
 
     /// A connection begins; the broker may still hear so many of earlier processes.
     pub(crate) fn connected(&mut self, ghosts: usize, durable: Option<&mut Durable>) {
-        self.ghosts = ghosts;
+        self.ghosts = self.ghosts.max(ghosts);
         if let Some(durable) = durable {
             durable.acked.values_mut().for_each(|acked| acked.floor = acked.confirmed);
             self.may_go_back = self.next.keys().copied().collect();
