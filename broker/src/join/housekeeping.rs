@@ -160,7 +160,7 @@ pub(crate) fn write_snapshot(hub: &Hub, partition: &PartitionHandle, now: Now) -
     written
 }
 
-/// Encodes a state and hands it to the store, without the partition's lock: many idempotency keys take a while. Tells
+/// Encodes a state without the partition's lock, since many idempotency keys take a while, and hands it to the store. Tells
 /// its size, 0 if there is nothing new or the store has no room for it.
 fn hand_over(
     partition: &PartitionHandle,
@@ -169,12 +169,9 @@ fn hand_over(
 ) -> u64 {
     let Some((end, draft)) = draft else { return 0 };
     let bytes = draft.encode();
-    let len = bytes.len() as u64;
-    if !partition.log.write_snapshot(end, bytes) {
-        return 0;
-    }
-    partition.lead_if_folded(now, |leader, _turn| leader.snapshot_written(end, len));
-    len
+    let written =
+        partition.lead_if_folded(now, |leader, _turn| leader.write_snapshot(partition, end, bytes));
+    written.unwrap_or(0)
 }
 
 fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, now: Now) {

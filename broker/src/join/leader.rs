@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use postrider_core::Now;
 use postrider_core::cursors::Position;
 use postrider_core::delay::DelayTotals;
@@ -192,14 +193,7 @@ impl Leader {
         outbox: &Arc<Outbox>,
         turn: &Turn<'_>,
     ) {
-        let request = PublishRequest {
-            head: &publish.head,
-            batch: &publish.batch,
-            keys,
-            connection: ConnectionId(outbox.session),
-            producer_ids_end: partition.hub.producer_ids_end(),
-            route: Route::Publish(Arc::clone(outbox)),
-        };
+        let request = request(partition, publish, keys, outbox);
         let decision = self.core.publish(turn.now, request, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
@@ -214,14 +208,7 @@ impl Leader {
         turn: &Turn<'_>,
     ) {
         let PublishAtomic { at, publish } = atomic;
-        let request = PublishRequest {
-            head: &publish.head,
-            batch: &publish.batch,
-            keys,
-            connection: ConnectionId(outbox.session),
-            producer_ids_end: partition.hub.producer_ids_end(),
-            route: Route::Publish(Arc::clone(outbox)),
-        };
+        let request = request(partition, publish, keys, outbox);
         let decision = self.core.publish_atomic(turn.now, request, *at, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
@@ -459,11 +446,22 @@ impl Leader {
         (again || end > self.snapshot_end).then(|| (end, self.core.state().draft_snapshot()))
     }
 
-    /// The store has taken a snapshot of so many bytes.
-    pub(crate) fn snapshot_written(&mut self, end: EntryIndex, bytes: u64) {
-        self.snapshot_end = self.snapshot_end.max(end);
-        self.snapshot_bytes = bytes;
+    /// Hands an encoded draft to the store; tells its size, 0 if the store had no room for it. Under the lock, and
+    /// never one that is older than the last: what that one made dispensable may be gone.
+    pub(crate) fn write_snapshot(
+        &mut self,
+        partition: &PartitionHandle,
+        end: EntryIndex,
+        bytes: Bytes,
+    ) -> u64 {
+        let len = bytes.len() as u64;
+        if end < self.snapshot_end || !partition.log.write_snapshot(end, bytes) {
+            return 0;
+        }
+        self.snapshot_end = end;
+        self.snapshot_bytes = len;
         self.bytes_since = 0;
+        len
     }
 
     /// The disk failed: answers everything that waits.
@@ -710,6 +708,23 @@ fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &
             tracing::warn!(partition = ?partition.key, %error, "a state entry was refused");
         }
         Route::Publish(_) | Route::Letter(..) => {}
+    }
+}
+
+/// A client's publish, for the core.
+fn request<'a>(
+    partition: &PartitionHandle,
+    publish: &'a Publish,
+    keys: &'a [Keyed],
+    outbox: &Arc<Outbox>,
+) -> PublishRequest<'a, Route> {
+    PublishRequest {
+        head: &publish.head,
+        batch: &publish.batch,
+        keys,
+        connection: ConnectionId(outbox.session),
+        producer_ids_end: partition.hub.producer_ids_end(),
+        route: Route::Publish(Arc::clone(outbox)),
     }
 }
 

@@ -64,7 +64,9 @@ pub fn read_keys(
         ErrorBody::new(ErrorCode::CorruptBatch, format!("a record with a key: {error}"))
     };
     let block = batch.block(limits).map_err(|error| corrupt(&error))?;
-    let mut keys = Vec::with_capacity(batch.record_count as usize);
+    // Whoever publishes may state any count.
+    let keys_max = (block.len_bytes() / KEYED_RECORD_BYTES_MIN).min(batch.record_count as usize);
+    let mut keys = Vec::with_capacity(keys_max);
     for (record, position) in block.views().zip(0..) {
         let record = record.map_err(|error| corrupt(&error))?;
         if let Some(fingerprint) = fingerprint(topic, &record)? {
@@ -115,6 +117,9 @@ pub(super) struct InFlightKey {
     pub(super) position: u32,
     pub(super) fingerprint: Fingerprint,
 }
+
+/// A record with a key has the header's name and a byte of key at least.
+const KEYED_RECORD_BYTES_MIN: usize = IDEMPOTENCY_KEY.len() + 1;
 
 /// The part of a fingerprint's bytes that is the key.
 const KEY_BYTES: usize = 9;
@@ -220,7 +225,35 @@ impl Hasher for AsIs {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use postrider_protocol::batch::BatchBuilder;
+    use postrider_protocol::types::{
+        Compression, ProducerEpoch, ProducerId, Sequence, TimestampMs,
+    };
+
     use super::*;
+
+    #[test]
+    fn a_batch_that_states_more_records_than_it_has_is_refused_and_asks_for_no_memory() {
+        let mut builder = BatchBuilder::new(Compression::None, 0);
+        let header = (Bytes::from(IDEMPOTENCY_KEY), Some(Bytes::from("k")));
+        builder.push(None, Some(b"v"), &[header], TimestampMs(1)).unwrap();
+        let batch = builder.finish(ProducerId::NONE, ProducerEpoch(0), Sequence(0));
+        assert_eq!(
+            read_keys(TopicId::default(), &batch, DecodeLimits::default()).unwrap().len(),
+            1
+        );
+        let mut body = batch.body.to_vec();
+        let count = u32::MAX >> 1;
+        body[2..6].copy_from_slice(&(count - 1).to_be_bytes());
+        body[36..40].copy_from_slice(&count.to_be_bytes());
+        let body = Bytes::from(body);
+        let batch = Batch { crc: crc32fast::hash(&body), body, record_count: count };
+        let limits = postrider_protocol::message::Limits::default();
+        batch.validate(&limits).unwrap();
+        let refused = read_keys(TopicId::default(), &batch, DecodeLimits::default()).unwrap_err();
+        assert_eq!(refused.code, ErrorCode::CorruptBatch);
+    }
 
     #[test]
     fn a_key_in_flight_is_found_with_its_place_beyond_32_bits() {

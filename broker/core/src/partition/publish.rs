@@ -62,11 +62,7 @@ impl<R: Clone> Partition<R> {
         request: PublishRequest<'_, R>,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
-        if request.head.producer.is_internal() {
-            let objection = objected(Objection::Unknown { forgotten: false });
-            return self.answer(request.head, objection, request.route, effects);
-        }
-        self.publish_checked(now, request, How::default(), effects)
+        self.publish_of_client(now, request, How::default(), effects)
     }
 
     /// The same of a batch that is stored as a whole or not at all; with `at`, only if its first message gets
@@ -78,12 +74,8 @@ impl<R: Clone> Partition<R> {
         at: Option<Offset>,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
-        if request.head.producer.is_internal() {
-            let objection = objected(Objection::Unknown { forgotten: false });
-            return self.answer(request.head, objection, request.route, effects);
-        }
         let how = How { is_atomic: true, at, ..How::default() };
-        self.publish_checked(now, request, how, effects)
+        self.publish_of_client(now, request, how, effects)
     }
 
     /// The same of a batch whose messages get their offsets at `due`, not before. Its confirm tells by which
@@ -95,12 +87,8 @@ impl<R: Clone> Partition<R> {
         due: TimestampMs,
         effects: &mut Vec<Effect<R>>,
     ) -> Decision<R> {
-        if request.head.producer.is_internal() {
-            let objection = objected(Objection::Unknown { forgotten: false });
-            return self.answer(request.head, objection, request.route, effects);
-        }
         let how = How { due: Some(due), ..How::default() };
-        self.publish_checked(now, request, how, effects)
+        self.publish_of_client(now, request, how, effects)
     }
 
     /// The same for a session of the broker's own ([`ProducerId::internal`]), which is never forgotten.
@@ -115,6 +103,21 @@ impl<R: Clone> Partition<R> {
     ) -> Decision<R> {
         assert!(request.head.producer.is_internal(), "the session is the broker's own");
         self.publish_checked(now, request, How::default(), effects)
+    }
+
+    /// No client has a session of the broker's own.
+    fn publish_of_client(
+        &mut self,
+        now: Now,
+        request: PublishRequest<'_, R>,
+        how: How,
+        effects: &mut Vec<Effect<R>>,
+    ) -> Decision<R> {
+        if request.head.producer.is_internal() {
+            let objection = objected(Objection::Unknown { forgotten: false });
+            return self.answer(request.head, objection, request.route, effects);
+        }
+        self.publish_checked(now, request, how, effects)
     }
 
     fn publish_checked(

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use postrider_core::delay::Due;
-use postrider_core::partition::{ConnectionId, Keyed, Payload, PublishRequest};
+use postrider_core::partition::{Keyed, Payload};
 use postrider_protocol::message::{DelayId, DelayedPartition, PublishDelayed};
 use postrider_protocol::types::{CorrelationId, EntryIndex};
 
@@ -23,14 +23,7 @@ impl Leader {
         turn: &Turn<'_>,
     ) {
         let PublishDelayed { deliver_at, publish } = delayed;
-        let request = PublishRequest {
-            head: &publish.head,
-            batch: &publish.batch,
-            keys,
-            connection: ConnectionId(outbox.session),
-            producer_ids_end: partition.hub.producer_ids_end(),
-            route: Route::Publish(Arc::clone(outbox)),
-        };
+        let request = super::request(partition, publish, keys, outbox);
         let decision = self.core.publish_delayed(turn.now, request, *deliver_at, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
