@@ -172,6 +172,9 @@ pub enum SendError {
     /// An atomic batch has no message.
     #[error("an atomic batch has at least one message")]
     Empty,
+    /// A message of an atomic batch has a time of delivery.
+    #[error("an atomic batch is delivered at once: its messages cannot have deliver_at")]
+    DelayedAtomic,
     /// The messages of an atomic batch belong to more than one partition.
     #[error("the messages of an atomic batch have partitions or keys of more than one partition")]
     Scattered,

@@ -16,7 +16,7 @@ use postrider_protocol::types::{Compression, Offset};
 use crate::{
     client::Handle,
     core::{
-        ProducerKey,
+        Engine, ProducerKey,
         completion::{BatchCompletion, BatchOutcome, Place, promise},
         lane::{MessageParts, Whole},
         producer::{Enqueue, ProducerOptions, TopicFacts},
@@ -233,12 +233,22 @@ impl<C> Producer<C> {
             Enqueue::Full => {}
             placed => return ack_of(placed),
         }
+        let clock = || self.open.handle.shared.clock();
+        let key = self.open.key;
+        ack_of(
+            self.place_in_line(|engine, ticket| engine.enqueue(key, clock, &parts, ticket)).await,
+        )
+    }
+
+    /// Waits in line while there is no room.
+    async fn place_in_line(
+        &self,
+        mut place: impl FnMut(&mut Engine, Option<Ticket>) -> Enqueue,
+    ) -> Enqueue {
         let mut line = Line { open: &self.open, ticket: None };
         let placed = poll_fn(|cx| {
-            let shared = &self.open.handle.shared;
-            shared.with(|engine| {
-                let clock = || shared.clock();
-                let placed = engine.enqueue(self.open.key, clock, &parts, line.ticket);
+            self.open.handle.shared.with(|engine| {
+                let placed = place(engine, line.ticket);
                 if matches!(placed, Enqueue::Full) {
                     line.ticket = engine.wait_for_room(self.open.key, line.ticket, cx.waker());
                     return Poll::Pending;
@@ -251,12 +261,12 @@ impl<C> Producer<C> {
             // Its place in the line was taken over by the engine.
             line.ticket = None;
         }
-        ack_of(placed)
+        placed
     }
 
     /// Publishes messages as one batch of one partition: all are stored, at offsets that follow each other, or none is.
     /// They go to the partition of the first record that names one or has a key; others that do must agree. The batch
-    /// is sent as it is, and must be below the broker's `batch_bytes_max`; `deliver_at` of the records is not looked at.
+    /// is sent as it is, must be below the broker's `batch_bytes_max`, and cannot be delayed.
     ///
     /// With `at`, only if its first message gets that offset: of several producers that decide on the same state of the
     /// log one is stored, and the others are told `OffsetConflict` with the offset that comes next in `detail`. The first
@@ -279,30 +289,17 @@ impl<C> Producer<C> {
         C: Encode<V>,
     {
         let values: Vec<_> = records.iter().map(encode::<C, V>).collect::<Result<_, _>>()?;
-        let parts: Vec<MessageParts<'_>> = std::iter::zip(records, &values)
-            .map(|(record, value)| MessageParts {
-                deliver_at: None,
-                ..parts(record, value.as_deref())
-            })
-            .collect();
-        let mut line = Line { open: &self.open, ticket: None };
-        let placed = poll_fn(|cx| {
-            let shared = &self.open.handle.shared;
-            shared.with(|engine| {
-                let (key, clock) = (self.open.key, || shared.clock());
-                let placed = engine.enqueue_whole(key, clock, &parts, Whole { at }, line.ticket);
-                if matches!(placed, Enqueue::Full) {
-                    line.ticket = engine.wait_for_room(key, line.ticket, cx.waker());
-                    return Poll::Pending;
-                }
-                Poll::Ready(placed)
-            })
-        })
-        .await;
-        if matches!(placed, Enqueue::Placed { .. }) {
-            line.ticket = None;
+        if records.iter().any(|record| record.deliver_at.is_some()) {
+            return Err(SendError::DelayedAtomic);
         }
-        ack_of(placed)?.await
+        let parts: Vec<MessageParts<'_>> = std::iter::zip(records, &values)
+            .map(|(record, value)| parts(record, value.as_deref()))
+            .collect();
+        let clock = || self.open.handle.shared.clock();
+        let (key, whole) = (self.open.key, Whole { at });
+        let place =
+            |engine: &mut Engine, ticket| engine.enqueue_whole(key, clock, &parts, whole, ticket);
+        ack_of(self.place_in_line(place).await)?.await
     }
 
     /// Adds a message to its batch, or gives the record back.

@@ -303,6 +303,9 @@ fn of_producers_that_want_one_offset_one_is_stored_and_batches_are_whole() -> Re
         let part = producer.send_atomic(&keys(&["b", "c"]), None).await;
         let is_conflict = matches!(&part, Err(SendError::Rejected(error)) if error.code == ErrorCode::AtomicConflict);
         ensure!(is_conflict, "{part:?}");
+        let later = [Record::new("l".to_owned()).deliver_after(Duration::from_secs(1))];
+        let refused = producer.send_atomic(&later, None).await;
+        ensure!(matches!(refused, Err(SendError::DelayedAtomic)), "{refused:?}");
         ensure!(matches!(producer.send_atomic(&keys(&[]), None).await, Err(SendError::Empty)), "no message");
         anyhow::Ok(())
     })?;

@@ -709,12 +709,7 @@ impl Engine {
             return Enqueue::Ended(Ended::Closed);
         };
         let outcome = producer.enqueue(clock, message, ticket, &mut self.wakes);
-        self.attention |= producer.take_wanted();
-        if producer.has_ready() && !producer.listed {
-            producer.listed = true;
-            self.ready.push_back(key.0);
-            self.attention = true;
-        }
+        self.note_enqueued(key);
         outcome
     }
 
@@ -731,13 +726,20 @@ impl Engine {
             return Enqueue::Ended(Ended::Closed);
         };
         let outcome = producer.enqueue_whole(clock, messages, whole, ticket, &mut self.wakes);
+        self.note_enqueued(key);
+        outcome
+    }
+
+    /// A producer may have something to send now.
+    #[inline]
+    fn note_enqueued(&mut self, key: ProducerKey) {
+        let Some(producer) = slot(&mut self.producers, key.0) else { return };
         self.attention |= producer.take_wanted();
         if producer.has_ready() && !producer.listed {
             producer.listed = true;
             self.ready.push_back(key.0);
             self.attention = true;
         }
-        outcome
     }
 
     /// Waits in line for room, after [`Enqueue::Full`].
