@@ -1,6 +1,6 @@
 //! Owns which idempotency keys a partition remembers, and where the first message with each is. Never knows a clock,
 //! the log, or what is not committed. Driven by the partition: [`DedupIndex::advance`] with the append time of every
-//! entry, then `find` or `insert`.
+//! entry that has keys, then `find` or `insert`.
 //!
 //! ```text
 //! append times ──▶
@@ -202,7 +202,7 @@ impl DedupIndex {
 
     /// Sees to it that the youngest generation can take a batch of keys of an entry.
     fn make_room(&mut self, append_time: TimestampMs) {
-        assert!(append_time == self.log_time, "the index advances with every entry");
+        assert!(append_time == self.log_time, "the index advances with every entry that has keys");
         if !self.youngest.has_room(BATCH, append_time) {
             self.seal();
         }
@@ -255,12 +255,6 @@ impl DedupIndex {
     #[must_use]
     pub fn has_room(&self, count: usize, budget_bytes: usize) -> bool {
         self.memory_bytes().saturating_add(self.youngest.growth_bytes(count)) <= budget_bytes
-    }
-
-    /// Forgets all keys; log time and generation numbers go on.
-    pub fn clear(&mut self) {
-        self.sealed.clear();
-        self.youngest = Generation::open(self.youngest.id() + 1);
     }
 
     /// All generations, oldest first: the sealed ones, and the open one, which may have no keys.

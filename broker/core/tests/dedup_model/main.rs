@@ -171,14 +171,12 @@ fn fields_that_contradict_each_other_are_refused() {
 
 #[test]
 fn there_is_never_room_for_more_than_fits_in_memory() {
-    let mut index = bytes::with_last_number(1);
+    let index = bytes::with_last_number(1);
     for count in [usize::MAX, usize::MAX / 2, usize::MAX / 64, usize::MAX / 1_000, 1 << 32] {
         assert!(!index.has_room(count, 1 << 32));
     }
     assert!(index.has_room(0, usize::MAX) && index.has_room(1, 1 << 20));
     assert!(!index.has_room(1, 0));
-    index.clear();
-    assert!(index.is_empty());
 }
 
 #[test]
