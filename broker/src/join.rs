@@ -30,6 +30,7 @@ mod leader;
 mod lease;
 mod letter;
 mod members;
+mod metadata_log;
 mod open;
 mod operation;
 mod options;

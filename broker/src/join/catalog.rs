@@ -1,8 +1,8 @@
-//! Owns the metadata of this broker: the log of commands, the image of what is durable, the image of what
-//! is appended, and the topics made from the former. Never decides (core's image does). Driven by sessions
-//! (`submit`, `read`) and by the I/O thread, which completes commands when they are durable.
+//! Owns the metadata of this broker: the image of what is committed, the image of what is appended, and the
+//! topics made from the former. Never decides (core's image does), never orders commands (`metadata_log`
+//! does). Driven by sessions (`ask`, `read`) and by the log of commands, which notifies of what is committed.
 //!
-//! A command is checked against everything appended before it, appended, and applied when it is durable;
+//! A command is checked against everything appended before it, appended, and applied when it is committed;
 //! only then is anybody told. Lock order: catalog -> topic -> outbox; no partition is locked from here.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -15,18 +15,17 @@ use postrider_core::limits::PRODUCER_ID_BLOCK;
 use postrider_core::metadata::{Applied, Command, Image};
 use postrider_core::partition::Refusal;
 use postrider_protocol::api::Api;
-use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame;
 use postrider_protocol::message::OpenProducerReply;
 use postrider_protocol::types::{
     CorrelationId, EntryIndex, ProducerEpoch, ProducerId, SubscriptionId, TopicId,
 };
-use postrider_storage::{Log, NewEntry, Store};
+use postrider_storage::Store;
 
 use crate::join::combining::CombiningLock;
 use crate::join::hub::Hub;
-use crate::join::leader::refusal;
+use crate::join::metadata_log::{MetadataEvent, MetadataLog};
 use crate::join::outbox::{Outbox, WakeList};
 use crate::join::random::Random;
 use crate::join::session::SessionTask;
@@ -40,17 +39,17 @@ pub(crate) struct Catalog {
     hub: Arc<Hub>,
     store: Store,
     found: FoundLogs,
-    log: Log,
+    log: Box<dyn MetadataLog>,
     state: CombiningLock<State>,
 }
 
 /// What the lock protects.
 struct State {
-    /// Everything durable.
+    /// Everything committed.
     committed: Image,
-    /// Everything appended.
-    tail: Image,
-    /// Bound: `requests_max` of every session.
+    /// While this broker orders the commands.
+    leading: Option<Leading>,
+    /// In the order of the log. Bound: `requests_max` of every session.
     pending: VecDeque<Pending>,
     topics: BTreeMap<TopicId, Arc<TopicHandle>>,
     random: Random,
@@ -68,11 +67,18 @@ struct ProducerIds {
     waiting: VecDeque<(Arc<Outbox>, CorrelationId)>,
 }
 
-/// Something that happens once everything below `end` is durable.
+/// What the one who orders commands has beside what is committed.
+struct Leading {
+    /// Goes with each command: the log refuses it if the leadership is another one by then.
+    term: u64,
+    /// Everything appended. Its indexes are guesses, and so is its chain: other entries may come between.
+    tail: Image,
+}
+
+/// Something that happens once everything appended before is committed.
 struct Pending {
-    end: EntryIndex,
-    /// `None`: it was appended by somebody before.
-    command: Option<Command>,
+    /// With the next command of this term, or once what stands before has happened.
+    with_command: bool,
     then: Then,
 }
 
@@ -137,7 +143,7 @@ impl Catalog {
         hub: Arc<Hub>,
         store: Store,
         found: FoundLogs,
-        log: Log,
+        log: Box<dyn MetadataLog>,
         image: Image,
         random: Random,
     ) -> Self {
@@ -155,13 +161,13 @@ impl Catalog {
             waiting: VecDeque::new(),
         };
         let state = State {
-            tail: image.clone(),
             committed: image,
+            leading: None,
             pending: VecDeque::new(),
             topics,
             random,
             ids,
-            snapshot_end: log.snapshot_index().unwrap_or_default(),
+            snapshot_end: log.snapshot_end(),
             failed: false,
         };
         Self { hub, store, found, log, state: CombiningLock::new(state) }
@@ -176,19 +182,14 @@ impl Catalog {
         now: Now,
         ask: impl FnOnce(&mut Desk<'_>) -> Result<Ask, ErrorBody>,
     ) -> Result<(), ErrorBody> {
-        self.with(|state| {
-            let State { committed, tail, topics, random, .. } = state;
-            let mut desk = Desk { committed, tail, topics, random };
-            match ask(&mut desk)? {
-                Ask::Submit(command, then) => self.submit(state, now, *command, then),
-                Ask::Wait(then) => {
-                    if state.failed {
-                        return Err(Refusal::Failed.error());
-                    }
-                    let end = state.tail.end();
-                    state.pending.push_back(Pending { end, command: None, then });
-                    Ok(())
+        self.with(|state| match ask(&mut state.desk())? {
+            Ask::Submit(command, then) => self.submit(state, now, *command, then),
+            Ask::Wait(then) => {
+                if state.failed {
+                    return Err(Refusal::Failed.error());
                 }
+                state.pending.push_back(Pending { with_command: false, then });
+                Ok(())
             }
         })
     }
@@ -202,10 +203,7 @@ impl Catalog {
 
     /// Looks at metadata.
     pub(crate) fn read<R>(&self, look: impl FnOnce(&mut Desk<'_>) -> R) -> R {
-        self.with(|state| {
-            let State { committed, tail, topics, random, .. } = state;
-            look(&mut Desk { committed, tail, topics, random })
-        })
+        self.with(|state| look(&mut state.desk()))
     }
 
     /// A topic that exists, durably.
@@ -278,33 +276,54 @@ impl Catalog {
         command: Command,
         then: Then,
     ) -> Result<(), ErrorBody> {
-        state.tail.check(&command)?;
-        let appended = append_command(&self.log, &self.hub, now, &command)?;
-        let applied = state.tail.apply(appended, &command);
+        let Some(Leading { term, tail }) = &mut state.leading else {
+            return Err(ErrorBody::new(ErrorCode::Overloaded, "the metadata is not ready yet"));
+        };
+        tail.check(&command)?;
+        self.log.append(now, *term, &command)?;
+        let applied = tail.apply(tail.end(), &command);
         assert!(applied.is_ok(), "a command was checked and could not be applied: {applied:?}");
-        let end = EntryIndex(appended.0 + 1);
-        state.pending.push_back(Pending { end, command: Some(command), then });
+        state.pending.push_back(Pending { with_command: true, then });
         Ok(())
     }
 
-    /// Applies what is durable, and tells who asked for it.
+    /// Applies what is committed, and tells who asked for it.
     fn advance(&self, state: &mut State, wakes: &mut WakeList) {
         if self.hub.has_failed() {
             state.fail(wakes);
             return;
         }
-        let (ready, _offset) = self.log.ready_end();
-        while state.pending.front().is_some_and(|pending| pending.end <= ready) {
-            let Some(pending) = state.pending.pop_front() else { break };
-            if let Some(command) = &pending.command {
-                let index = EntryIndex(pending.end.0 - 1);
-                let applied = state.committed.apply(index, command);
-                let applied = applied.expect("it was applied to the tail before");
-                self.carry_out(state, applied, wakes);
+        state.finish_waiting(wakes);
+        while let Some(event) = self.log.take() {
+            match event {
+                MetadataEvent::Leading { term } => {
+                    state.lose(wakes);
+                    state.leading = Some(Leading { term, tail: state.committed.clone() });
+                }
+                MetadataEvent::Lost => state.lose(wakes),
+                MetadataEvent::Applied { index, term, command } => {
+                    self.apply(state, (index, term), &command, wakes);
+                }
             }
-            pending.then.succeed(wakes);
+            state.finish_waiting(wakes);
         }
         self.ask_ids(state, wakes);
+    }
+
+    fn apply(
+        &self,
+        state: &mut State,
+        (index, term): (EntryIndex, u64),
+        command: &Command,
+        wakes: &mut WakeList,
+    ) {
+        let applied = state.committed.apply(index, command);
+        let applied = applied.expect("whoever appended it had checked it against all before");
+        self.carry_out(state, applied, wakes);
+        if state.leading.as_ref().is_some_and(|leading| leading.term == term) {
+            let own = state.pending.pop_front().filter(|pending| pending.with_command);
+            own.expect("who leads a term appends all its commands").then.succeed(wakes);
+        }
     }
 
     /// More sessions wait for a producer id than the last grant held: asks for the next one.
@@ -318,11 +337,9 @@ impl Catalog {
     }
 
     fn grant_ids(&self, state: &mut State, now: Now) -> Result<(), ErrorBody> {
-        let command = Command::GrantProducerIds {
-            node: self.hub.identity.node,
-            first: state.tail.producer_ids_end(),
-            count: PRODUCER_ID_BLOCK,
-        };
+        let first = state.desk().tail.producer_ids_end();
+        let node = self.hub.identity.node;
+        let command = Command::GrantProducerIds { node, first, count: PRODUCER_ID_BLOCK };
         self.submit(state, now, command, Then::Nothing)?;
         state.ids.asked = true;
         Ok(())
@@ -372,35 +389,36 @@ impl Catalog {
     }
 }
 
-/// Appends a command to the metadata log.
-///
-/// # Errors
-/// The store takes nothing more.
-pub(crate) fn append_command(
-    log: &Log,
-    hub: &Hub,
-    now: Now,
-    command: &Command,
-) -> Result<EntryIndex, ErrorBody> {
-    let body = command.encode();
-    let entry = NewEntry {
-        kind: EntryKind::Metadata,
-        flags: 0,
-        leader_epoch: hub.identity.leader_epoch,
-        append_time: now.wall,
-        record_count: 0,
-        seq_count: 0,
-        body_crc: crc32fast::hash(&body),
-        body,
-        trailer: Bytes::new(),
-    };
-    match log.append(entry) {
-        Ok(appended) => Ok(appended.index),
-        Err(error) => Err(refusal(error).error()),
-    }
-}
-
 impl State {
+    fn desk(&mut self) -> Desk<'_> {
+        let Self { committed, leading, topics, random, .. } = self;
+        let tail = leading.as_ref().map_or(&*committed, |leading| &leading.tail);
+        Desk { committed, tail, topics, random }
+    }
+
+    /// Tells those that wait for no command of their own, up to the first one that does.
+    fn finish_waiting(&mut self, wakes: &mut WakeList) {
+        while self.pending.front().is_some_and(|pending| !pending.with_command) {
+            let Some(pending) = self.pending.pop_front() else { break };
+            pending.then.succeed(wakes);
+        }
+    }
+
+    /// Somebody else orders commands now, or nobody does: what became of those that wait is not known.
+    fn lose(&mut self, wakes: &mut WakeList) {
+        if self.leading.take().is_none() {
+            return;
+        }
+        let error = ErrorBody::new(
+            ErrorCode::Internal,
+            "another broker took over the metadata; whether the request was carried out is not known: ask again",
+        );
+        for pending in std::mem::take(&mut self.pending) {
+            pending.then.fail(&error, wakes);
+        }
+        self.ids.refuse(&error, wakes);
+    }
+
     /// Nothing that is not durable now will ever be known to be.
     fn fail(&mut self, wakes: &mut WakeList) {
         self.failed = true;

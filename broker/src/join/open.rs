@@ -18,9 +18,10 @@ use postrider_storage::{
     Disk, Log, LogKey, LogWatcher, OpenError, Opened, OpenedLog, RecoveryReport, Store, StoreError,
 };
 
-use crate::join::catalog::{Catalog, append_command};
+use crate::join::catalog::Catalog;
 use crate::join::fold::{FoldError, Piece, walk};
 use crate::join::hub::{Hub, Identity, Observer};
+use crate::join::metadata_log::{LocalLog, append_command};
 use crate::join::options::BrokerOptions;
 use crate::join::random::Random;
 use crate::join::topic::{FoundLogs, LogKeyOrd};
@@ -126,9 +127,10 @@ pub(crate) fn open(
     let unknown = unknown_logs(&image, &found);
     let identity = identify(&image, &options, &mut random)?;
     let hub = Arc::new(Hub::new(options, identity, now));
+    let term = u64::from(identity.leader_epoch.0);
     for command in first_commands(&image, &hub) {
         let index =
-            append_command(&metadata, &hub, now, &command).map_err(BrokerOpenError::Write)?;
+            append_command(&metadata, now, term, &command).map_err(BrokerOpenError::Write)?;
         image.apply(index, &command).map_err(|error| BrokerOpenError::MetadataUnknown {
             index,
             reason: error.to_string(),
@@ -138,9 +140,10 @@ pub(crate) fn open(
     let report =
         OpenReport { recovery: report, doubtful, logs: count, unknown_logs: unknown, damages };
     let found = FoundLogs::new(found.into());
-    let catalog =
-        Catalog::new(Arc::clone(&hub), store.clone(), found, metadata.clone(), image, random);
+    let log = Box::new(LocalLog::new(metadata.clone(), term));
+    let catalog = Catalog::new(Arc::clone(&hub), store.clone(), found, log, image, random);
     let catalog = Arc::new(catalog);
+    catalog.notify_waiting();
     watch(&store, &metadata, &hub, &catalog);
     Ok(Parts { hub, catalog, store, report })
 }
