@@ -9,7 +9,7 @@ use postrider_protocol::batch::Batch;
 use postrider_protocol::entry::EntryKind;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{
-    AckLevel, AckRun, CancelVerdict, ConfirmRun, PublishHead, SettleException,
+    AckLevel, AckRun, CancelVerdict, ConfirmRun, Outcome, PublishHead, SettleException,
 };
 use postrider_protocol::types::{
     Durability, EntryIndex, LeaderEpoch, NodeId, Offset, PartitionId, ProducerId, Sequence,
@@ -147,6 +147,8 @@ pub enum Refusal {
     TooLarge,
     /// The disk has failed.
     Failed,
+    /// Another broker leads the partition, or is about to.
+    Deposed,
 }
 
 impl Refusal {
@@ -174,6 +176,22 @@ impl Refusal {
                 "the batch is larger than the broker's segments; send smaller batches",
             ),
             Self::Failed => storage_failed(),
+            Self::Deposed => ErrorBody::new(
+                ErrorCode::NotLeader,
+                "the partition has another leader; ask for metadata and send it there",
+            ),
+        }
+    }
+
+    /// What a publish came to that met it. Definite before the append; what a failed disk or an ended
+    /// leadership left behind may be stored or not.
+    pub(super) fn outcome(self) -> Outcome {
+        let error = self.error();
+        match self {
+            Self::Failed | Self::Deposed => Outcome::Unknown { error },
+            Self::DiskFull | Self::QueueFull | Self::Dropped | Self::Closed | Self::TooLarge => {
+                Outcome::Rejected { error }
+            }
         }
     }
 }

@@ -12,7 +12,6 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use postrider_protocol::entry::EntryKind;
-use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::{AckLevel, CancelVerdict, ConfirmRun, Outcome, TopicBounds};
 use postrider_protocol::types::{
     Durability, EntryIndex, Offset, ProducerId, Sequence, SubscriptionId, TimestampMs,
@@ -24,7 +23,7 @@ use super::delays::DelayedChange;
 use super::effect::{
     AckReply, Appended, ConnectionId, Drafted, Effect, EntryDraft, OwnerChange, PartitionIdentity,
     PartitionLimits, PendingAppend, PublishReply, Refusal, Reply, SessionReply, StateCommitted,
-    Twin, storage_failed,
+    Twin,
 };
 use super::expiry::Expiry;
 use super::keys::KeysInFlight;
@@ -253,7 +252,7 @@ impl<R: Clone> Partition<R> {
         let error = refusal.error();
         self.keys_in_flight.remove(&drafted.keys.keyed);
         for twin in drafted.twins {
-            self.answer_twin(twin, outcome_of(error.clone()), effects);
+            self.answer_twin(twin, refusal.outcome(), effects);
         }
         match &drafted.change {
             Change::State(command) => self.queue_refused(command),
@@ -268,7 +267,7 @@ impl<R: Clone> Partition<R> {
                 let run = self.run(
                     data.producer,
                     (reply.base_sequence, data.seq_count),
-                    outcome_of(error),
+                    refusal.outcome(),
                 );
                 effects.push(Effect::Confirm { route: reply.route, run, bytes: reply.bytes });
             }
@@ -585,19 +584,29 @@ impl<R: Clone> Partition<R> {
     /// The disk has failed: nothing that is pending will ever be known to be stored. Everything later is
     /// answered `StorageFailed`.
     pub fn fail(&mut self, effects: &mut Vec<Effect<R>>) {
+        self.end(Refusal::Failed, effects);
+    }
+
+    /// Somebody else leads, or soon will: what becomes of that which is pending is for others to say. To be
+    /// dropped afterwards.
+    pub fn depose(&mut self, effects: &mut Vec<Effect<R>>) {
+        self.end(Refusal::Deposed, effects);
+    }
+
+    fn end(&mut self, refusal: Refusal, effects: &mut Vec<Effect<R>>) {
         self.failed = true;
         let pending = std::mem::take(&mut self.pending);
         for Pending { entry: AppliedEntry { change, keys, .. }, reply, twins } in pending {
             let drafted = Drafted { draft: None, change, keys, reply, twins };
-            self.refuse(drafted, Refusal::Failed, effects);
+            self.refuse(drafted, refusal, effects);
         }
         let waiting: Vec<R> = self.acks.drain_routes().collect();
         for route in waiting.into_iter().chain(self.ops.drain_routes()) {
-            effects.push(Effect::Refused { route, error: storage_failed() });
+            effects.push(Effect::Refused { route, error: refusal.error() });
         }
     }
 
-    /// Whether [`Partition::fail`] was called.
+    /// Whether [`Partition::fail`] or [`Partition::depose`] was called.
     #[must_use]
     pub fn has_failed(&self) -> bool {
         self.failed
@@ -712,15 +721,6 @@ impl<R: Clone> Partition<R> {
             Durability::Fsync => Durability::Fsync,
             Durability::Replicated | Durability::Memory => Durability::Memory,
         }
-    }
-}
-
-/// A refusal before the append is definite, unless the code says that nothing is certain.
-pub(super) fn outcome_of(error: ErrorBody) -> Outcome {
-    if error.code == ErrorCode::StorageFailed {
-        Outcome::Unknown { error }
-    } else {
-        Outcome::Rejected { error }
     }
 }
 
