@@ -218,6 +218,10 @@ fn failing_commands_dead_letter_their_messages_once_with_reason_and_origin() -> 
         ensure!(header("dl.reason") == "max_failures", "{letter}");
         ensure!(header("dl.failures") == "3", "{letter}");
         ensure!(header("dl.last_error") == "broken by 2", "{letter}");
+        let consumer = header("dl.last_consumer");
+        let consumer = consumer.as_str().unwrap_or_default().rsplit('/').next();
+        let is_pid = consumer.is_some_and(|pid| pid.parse::<u32>().is_ok());
+        ensure!(is_pid, "the host and the process of the worker: {letter}");
         ensure!(header("dl.source").as_str().is_some_and(|at| at.starts_with("q/0/")), "{letter}");
     }
     Ok(())

@@ -53,7 +53,10 @@ impl Bench {
         let decision = bench.partition.subscribe(now, QUEUE, start, mode, 0, &mut bench.effects);
         bench.follow(decision);
         bench.commit();
-        bench.partition.consume(now, QUEUE, MEMBER, &[], None, &mut bench.effects).unwrap();
+        bench
+            .partition
+            .consume(now, QUEUE, (MEMBER, "bench"), &[], None, &mut bench.effects)
+            .unwrap();
         bench
     }
 

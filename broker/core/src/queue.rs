@@ -39,6 +39,8 @@ pub(crate) use attach::Holds;
 pub use by_hand::{Redrivable, Released};
 pub(crate) use dispatch::{Committed, Dispatcher, Leased};
 pub(crate) use gone::Gone;
+pub use members::CONSUMER_BYTES_MAX;
+pub(crate) use members::cut;
 pub(crate) use overflow::excess;
 pub(crate) use settle::{Speaks, Verdict};
 pub(crate) use settled::merge;

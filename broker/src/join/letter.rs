@@ -68,6 +68,9 @@ impl Source<'_> {
         add("dl.first_at", letter.first.to_string());
         add("dl.last_at", letter.last.to_string());
         add("dl.last_error", letter.reason.clone());
+        if !letter.consumer.is_empty() {
+            add("dl.last_consumer", letter.consumer.clone());
+        }
         add("dl.hops", hops.saturating_add(1).to_string());
         if let Some(problem) = problem {
             add("dl.lost", problem);

@@ -365,6 +365,7 @@ fn a_message_that_fails_too_often_or_is_rejected_goes_to_the_dead_letter_topic_o
         ("dl.failures", "4"),
         ("dl.attempts", "4"),
         ("dl.last_error", "failure 4"),
+        ("dl.last_consumer", "worker-1"),
         ("dl.hops", "1"),
     ];
     for (name, value) in expected {

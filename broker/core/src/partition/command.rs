@@ -1,7 +1,8 @@
 //! Owns the bodies of state entries: what each means and its bytes. Never applies one. Driven by the
 //! leader, which writes them, and by the fold, which reads them back.
 //!
-//! Every body begins with a version byte, 1. All numbers are little-endian, all bytes are consumed.
+//! Every body begins with a version byte: 1, or 2 of a Return or a DeadIntent in which a consumer is named; the
+//! names then follow, `u32 count | count x string`, one per item, empty where none is known. All numbers are little-endian, all bytes are consumed.
 //!
 //! ```text
 //! Settle          u8 1 | u32 count | count x (16 subscription, u64 epoch, u8 form, ..)
@@ -29,7 +30,7 @@
 //! ```
 //! `epoch` is the owner epoch of a stream subscription, the subscription's epoch of a queue. `v` is a
 //! canonical varint of 7 bits per byte; a gap is measured from the end of the run before, the first one
-//! from zero. A reason has at most 256 bytes.
+//! from zero. A reason has at most 256 bytes, a consumer's name 128.
 
 use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
@@ -38,12 +39,14 @@ use postrider_protocol::message::DelayId;
 use postrider_protocol::types::{NodeId, Offset, ProducerEpoch, ProducerId, SubscriptionId};
 
 use super::queue_commands::{
-    DeadDone, DeadIntent, Returned, SettledRuns, put_runs, take_settled_runs,
+    DeadDone, DeadIntent, Returned, SettledRuns, put_consumers, put_runs, take_consumers,
+    take_settled_runs,
 };
 use crate::delay::CancelHow;
 
-/// The version of every body that this build writes.
+/// The version of bodies that name no consumer.
 pub(super) const BODY_VERSION: u8 = 1;
+const BODY_VERSION_CONSUMERS: u8 = 2;
 const FORM_PREFIX: u8 = 0;
 const FORM_RUNS: u8 = 1;
 const START_LATEST: u8 = 0;
@@ -193,7 +196,8 @@ impl StateCommand {
     pub fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::new();
         let mut out = Writer::new(&mut bytes);
-        out.put(&BODY_VERSION);
+        let consumers = self.consumers();
+        out.put(if consumers.is_empty() { &BODY_VERSION } else { &BODY_VERSION_CONSUMERS });
         match self {
             Self::Settle(settled) => out.put(settled),
             Self::Return(returned) => out.put(returned),
@@ -229,7 +233,57 @@ impl StateCommand {
                 out.put(incarnation);
             }
         }
+        if !consumers.is_empty() {
+            put_consumers(&mut out, consumers.into_iter());
+        }
         bytes.freeze()
+    }
+
+    /// Who had the messages that this is about, one by one; empty if nobody is known.
+    fn consumers(&self) -> Vec<&str> {
+        let names: Vec<&str> = match self {
+            Self::Return(returned) => returned.iter().map(|one| &*one.consumer).collect(),
+            Self::DeadIntent(intents) => intents.iter().map(|one| &*one.letter.consumer).collect(),
+            Self::Settle(_)
+            | Self::DeadDone(_)
+            | Self::Seek { .. }
+            | Self::Subscribe { .. }
+            | Self::SetOwner { .. }
+            | Self::Unsubscribe { .. }
+            | Self::ProducerFence { .. }
+            | Self::ProducerExpire(_)
+            | Self::DelayCancel { .. }
+            | Self::EpochStart { .. } => Vec::new(),
+        };
+        if names.iter().all(|name| name.is_empty()) { Vec::new() } else { names }
+    }
+
+    fn take_consumers(&mut self, input: &mut Reader<'_>) -> Result<(), CommandError> {
+        match self {
+            Self::Return(returned) => {
+                take_consumers(input, returned.iter_mut().map(|one| &mut one.consumer))?;
+            }
+            Self::DeadIntent(intents) => {
+                take_consumers(input, intents.iter_mut().map(|one| &mut one.letter.consumer))?;
+            }
+            Self::Settle(_)
+            | Self::DeadDone(_)
+            | Self::Seek { .. }
+            | Self::Subscribe { .. }
+            | Self::SetOwner { .. }
+            | Self::Unsubscribe { .. }
+            | Self::ProducerFence { .. }
+            | Self::ProducerExpire(_)
+            | Self::DelayCancel { .. }
+            | Self::EpochStart { .. } => {
+                let (kind, version) = (self.kind(), BODY_VERSION_CONSUMERS);
+                return Err(CommandError::Version { kind, version });
+            }
+        }
+        if self.consumers().is_empty() {
+            return Err(DecodeError::Invalid("names of nobody").into());
+        }
+        Ok(())
     }
 
     /// What the body of a state entry says; `None` for kinds that change nothing here.
@@ -239,10 +293,10 @@ impl StateCommand {
     pub fn decode(kind: EntryKind, body: &[u8]) -> Result<Option<Self>, CommandError> {
         let mut input = Reader::new(body);
         let version: u8 = input.take()?;
-        if version != BODY_VERSION {
+        if !(BODY_VERSION..=BODY_VERSION_CONSUMERS).contains(&version) {
             return Err(CommandError::Version { kind, version });
         }
-        let command = match kind {
+        let mut command = match kind {
             EntryKind::Settle => Self::Settle(input.take()?),
             EntryKind::Return => Self::Return(input.take()?),
             EntryKind::DeadIntent => Self::DeadIntent(input.take()?),
@@ -267,11 +321,19 @@ impl StateCommand {
                 node: input.take()?,
                 incarnation: input.take()?,
             },
-            EntryKind::TimeMark | EntryKind::StateHash => return Ok(None),
+            EntryKind::TimeMark | EntryKind::StateHash if version == BODY_VERSION => {
+                return Ok(None);
+            }
+            EntryKind::TimeMark | EntryKind::StateHash => {
+                return Err(CommandError::Version { kind, version });
+            }
             EntryKind::Data | EntryKind::Delayed | EntryKind::Metadata => {
                 return Err(CommandError::Kind(kind));
             }
         };
+        if version == BODY_VERSION_CONSUMERS {
+            command.take_consumers(&mut input)?;
+        }
         input.finish()?;
         Ok(Some(command))
     }
@@ -412,6 +474,7 @@ mod tests {
                 due: TimestampMs(77),
                 cause: ReturnCause::SessionLost,
                 reason: "out of memory".to_owned(),
+                consumer: "worker-3".to_owned(),
             }]),
             StateCommand::DeadIntent(vec![DeadIntent {
                 subscription,
@@ -426,6 +489,7 @@ mod tests {
                     first: TimestampMs(70),
                     last: TimestampMs(80),
                     reason: "no such customer".to_owned(),
+                    consumer: String::new(),
                 },
             }]),
             StateCommand::DeadDone(vec![DeadDone {
@@ -479,8 +543,8 @@ mod tests {
             Err(CommandError::Kind(EntryKind::Delayed))
         );
         assert_eq!(
-            StateCommand::decode(EntryKind::Seek, &[2]),
-            Err(CommandError::Version { kind: EntryKind::Seek, version: 2 })
+            StateCommand::decode(EntryKind::Seek, &[3]),
+            Err(CommandError::Version { kind: EntryKind::Seek, version: 3 })
         );
         let mut settle = one_of_each()[0].encode().to_vec();
         settle[5 + 24] = 2;

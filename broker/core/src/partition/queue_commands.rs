@@ -7,7 +7,9 @@ use postrider_protocol::types::{
 };
 
 use super::snapshot::{put_varint, take_varint};
-use crate::queue::{DeadCause, DeadLetter, DeadTarget, OffsetRange, ReturnCause, SettleHow};
+use crate::queue::{
+    CONSUMER_BYTES_MAX, DeadCause, DeadLetter, DeadTarget, OffsetRange, ReturnCause, SettleHow, cut,
+};
 
 /// The longest reason that an entry holds, in bytes. Longer ones are cut.
 pub const REASON_BYTES_MAX: usize = 256;
@@ -42,6 +44,8 @@ pub struct Returned {
     pub cause: ReturnCause,
     /// What the consumer said, at most [`REASON_BYTES_MAX`].
     pub reason: String,
+    /// Who it was, by name; empty if that is not known.
+    pub consumer: String,
 }
 
 /// A message that is to be published in a dead letter topic.
@@ -66,8 +70,7 @@ pub struct DeadDone {
 
 /// As much of a reason as is stored, cut between characters.
 pub(super) fn reason_of(text: &str) -> String {
-    let end = (0..=text.len().min(REASON_BYTES_MAX)).rev().find(|end| text.is_char_boundary(*end));
-    text[..end.unwrap_or(0)].to_owned()
+    cut(text, REASON_BYTES_MAX).to_owned()
 }
 
 pub(super) fn put_runs<'a>(
@@ -126,6 +129,33 @@ pub(super) fn take_reason(input: &mut Reader<'_>) -> Result<String, DecodeError>
         return Err(DecodeError::StringTooLong(reason.len()));
     }
     Ok(reason)
+}
+
+/// The names of consumers behind what they belong to, which knows nothing of them: it is older.
+pub(super) fn put_consumers<'a>(
+    out: &mut Writer<'_>,
+    consumers: impl ExactSizeIterator<Item = &'a str>,
+) {
+    out.count(consumers.len());
+    consumers.for_each(|consumer| out.text(consumer));
+}
+
+/// Gives the names to whom they belong; there are as many.
+pub(super) fn take_consumers<'a>(
+    input: &mut Reader<'_>,
+    owners: impl ExactSizeIterator<Item = &'a mut String>,
+) -> Result<(), DecodeError> {
+    let count = input.count(2)?;
+    if count != owners.len() {
+        return Err(DecodeError::Invalid("number of consumers"));
+    }
+    for owner in owners {
+        *owner = input.take()?;
+        if owner.len() > CONSUMER_BYTES_MAX {
+            return Err(DecodeError::StringTooLong(owner.len()));
+        }
+    }
+    Ok(())
 }
 
 impl Wire for ReturnCause {
@@ -187,6 +217,8 @@ impl Wire for Returned {
             due: input.take()?,
             cause: input.take()?,
             reason: take_reason(input)?,
+            // Stands behind them all.
+            consumer: String::new(),
         })
     }
 }
@@ -232,6 +264,8 @@ impl Wire for DeadLetter {
             first: input.take()?,
             last: input.take()?,
             reason: take_reason(input)?,
+            // Stands behind them all.
+            consumer: String::new(),
         })
     }
 }

@@ -9,6 +9,11 @@
 //! u32 count | count x (a letter as in a DeadIntent entry)
 //! u32 count | count x (16 topic | u32 partition | u64 next sequence)
 //! ```
+//! The names of consumers that had what failed stand in a section, left out while none is known: of each queue, in
+//! the order of their ids,
+//! ```text
+//! u32 failures | failures x string | u32 letters | letters x string
+//! ```
 //! What left a queue otherwise than by an ack stands in a section, left out while there is none:
 //! ```text
 //! u32 count | count x (16 subscription | u32 runs | runs x (u64 start | u64 end))
@@ -20,7 +25,7 @@ use bytes::{Bytes, BytesMut};
 use postrider_protocol::codec::{DecodeError, Reader, Wire, Writer};
 use postrider_protocol::types::{Offset, Sequence, SubscriptionId};
 
-use super::queue_commands::{put_runs, take_reason, take_runs};
+use super::queue_commands::{put_consumers, put_runs, take_consumers, take_reason, take_runs};
 use super::snapshot::take_map;
 use crate::queue::{
     DeadLetter, DeadTarget, Failure, Gone, OffsetRange, QueueState, SettledSet, Totals,
@@ -70,6 +75,41 @@ impl Wire for QueueState {
         let gone = Gone::default();
         Ok(Self { sub_epoch, start, settled, failures, dead, next_dead, totals, reopened, gone })
     }
+}
+
+/// The tag of the section with names of consumers.
+pub(super) const CONSUMERS_SECTION: u8 = 3;
+
+/// Who had what failed; none if nothing is known of it.
+pub(super) fn encode_consumers(queues: &BTreeMap<SubscriptionId, QueueState>) -> Option<Bytes> {
+    let known = |queue: &QueueState| {
+        queue.failures.values().any(|failure| !failure.consumer.is_empty())
+            || queue.dead.values().any(|letter| !letter.consumer.is_empty())
+    };
+    if !queues.values().any(known) {
+        return None;
+    }
+    let mut bytes = BytesMut::new();
+    let mut out = Writer::new(&mut bytes);
+    for queue in queues.values() {
+        put_consumers(&mut out, queue.failures.values().map(|failure| &*failure.consumer));
+        put_consumers(&mut out, queue.dead.values().map(|letter| &*letter.consumer));
+    }
+    Some(bytes.freeze())
+}
+
+pub(super) fn decode_consumers(
+    section: &[u8],
+    queues: &mut BTreeMap<SubscriptionId, QueueState>,
+) -> Result<(), DecodeError> {
+    let mut input = Reader::new(section);
+    for queue in queues.values_mut() {
+        let failures = queue.failures.values_mut();
+        take_consumers(&mut input, failures.map(|failure| &mut failure.consumer))?;
+        let letters = queue.dead.values_mut();
+        take_consumers(&mut input, letters.map(|letter| &mut letter.consumer))?;
+    }
+    input.finish()
 }
 
 /// The section's tag in a snapshot.
@@ -153,6 +193,8 @@ impl Wire for Failure {
             first: input.take()?,
             last: input.take()?,
             reason: take_reason(input)?,
+            // Stands in a section of its own.
+            consumer: String::new(),
         })
     }
 }

@@ -89,7 +89,7 @@ impl<R: Clone> Partition<R> {
         self.queues.get(&id).is_some_and(Dispatcher::wants_target)
     }
 
-    /// Attaches a consumer, or one that comes back. `held` is what it holds from before, of the
+    /// Attaches a consumer, by its name for people, or one that comes back. `held` is what it holds from before, of the
     /// subscription's epoch and the leadership in `held_epochs`.
     ///
     /// # Errors
@@ -98,7 +98,7 @@ impl<R: Clone> Partition<R> {
         &mut self,
         now: Now,
         id: SubscriptionId,
-        member: MemberKey,
+        (member, name): (MemberKey, &str),
         held: &[AckRun],
         held_epochs: Option<(u64, LeaderEpoch)>,
         effects: &mut Vec<Effect<R>>,
@@ -120,7 +120,7 @@ impl<R: Clone> Partition<R> {
             }
             Some(_) | None => Holds::Nothing,
         };
-        let held = queue.attach(ms(now.monotonic), committed, member.0, holds);
+        let held = queue.attach(ms(now.monotonic), committed, (member.0, name), holds);
         self.wake_queue(id, effects);
         Ok(Consumed { sub_epoch, held })
     }
@@ -394,7 +394,7 @@ impl<R: Clone> Partition<R> {
     ) {
         for verdict in verdicts {
             let op = match verdict {
-                Verdict::Fail { offset, failures, due_ms, cause, reason } => {
+                Verdict::Fail { offset, failures, due_ms, cause, reason, consumer } => {
                     QueueOp::Fail(Returned {
                         subscription,
                         sub_epoch,
@@ -403,9 +403,10 @@ impl<R: Clone> Partition<R> {
                         due: TimestampMs(due_ms),
                         cause,
                         reason,
+                        consumer,
                     })
                 }
-                Verdict::Die { offset, cause, failures, attempts, target, reason } => {
+                Verdict::Die { offset, cause, failures, attempts, target, reason, consumer } => {
                     let offset = Offset(offset);
                     let queue = self.state.queue(subscription);
                     let known = queue.and_then(|queue| queue.failures().get(&offset));
@@ -423,6 +424,7 @@ impl<R: Clone> Partition<R> {
                         first,
                         last,
                         reason,
+                        consumer,
                     };
                     QueueOp::Die(DeadIntent { subscription, letter })
                 }

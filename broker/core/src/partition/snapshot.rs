@@ -27,7 +27,7 @@ use postrider_protocol::types::{Offset, ProducerId, Sequence, SubscriptionId, Ti
 use super::command::SubscriptionMode;
 use super::delay_snapshot::{self, DELAY_SECTION};
 use super::producers::{ProducerSession, Producers, Run, RunPlace};
-use super::queue_snapshot::{self, GONE_SECTION};
+use super::queue_snapshot::{self, CONSUMERS_SECTION, GONE_SECTION};
 use super::state::{APPLY_VERSION, EpochRange, PartitionState};
 use super::subscriptions::{SubscriptionState, Subscriptions};
 use crate::cursors::Position;
@@ -77,10 +77,11 @@ impl PartitionState {
         }
         let delays = delay_snapshot::encode(&self.delays, &self.producers);
         let gone = queue_snapshot::encode_gone(&self.queues);
-        let sections: Vec<(u8, Bytes)> = [(DELAY_SECTION, delays), (GONE_SECTION, gone)]
-            .into_iter()
-            .filter_map(|(tag, bytes)| Some((tag, bytes?)))
-            .collect();
+        let consumers = queue_snapshot::encode_consumers(&self.queues);
+        let sections =
+            [(DELAY_SECTION, delays), (CONSUMERS_SECTION, consumers), (GONE_SECTION, gone)];
+        let sections: Vec<(u8, Bytes)> =
+            sections.into_iter().filter_map(|(tag, bytes)| Some((tag, bytes?))).collect();
         let dedup = Some(self.dedup.clone()).filter(|dedup| !dedup.is_empty());
         SnapshotDraft { bytes, sections, dedup }
     }
@@ -129,6 +130,9 @@ impl PartitionState {
             Some(section) => delay_snapshot::decode(section, end.index, &mut producers)?,
             None => DelayLane::default(),
         };
+        if let Some(section) = sections.remove(&CONSUMERS_SECTION) {
+            queue_snapshot::decode_consumers(section, &mut queues)?;
+        }
         if let Some(section) = sections.remove(&GONE_SECTION) {
             queue_snapshot::decode_gone(section, &mut queues)?;
         }

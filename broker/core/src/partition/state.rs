@@ -27,9 +27,9 @@ use crate::queue::{Failure, QueueState};
 
 /// The version of the rules in this file. An `EpochStart` names the version that applies to what
 /// follows it; a higher one than this is refused. 2 added queue subscriptions, 3 delayed messages, 4 which way
-/// messages left a queue, 5 dead letters of an overflow and redriven ones, 6 idempotency keys in trailers; what 1 to 5
-/// say is folded as before.
-pub const APPLY_VERSION: u16 = 6;
+/// messages left a queue, 5 dead letters of an overflow and redriven ones, 6 idempotency keys in trailers, 7 the names
+/// of consumers; what 1 to 6 say is folded as before.
+pub const APPLY_VERSION: u16 = 7;
 
 /// What an entry changes.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -407,6 +407,7 @@ fn failure(returned: &Returned, time: TimestampMs) -> Failure {
         first: time,
         last: time,
         reason: returned.reason.clone(),
+        consumer: returned.consumer.clone(),
     }
 }
 

@@ -27,10 +27,10 @@ impl Dispatcher {
         &mut self,
         now_ms: u64,
         committed: Option<Committed<'_>>,
-        key: u64,
+        (key, name): (u64, &str),
         holds: Holds<'_>,
     ) -> Vec<LeaseRun> {
-        self.members.attach(key, now_ms);
+        self.members.attach(key, name, now_ms);
         let mut found = Found::new();
         if let (Holds::Ours(runs), Some(_)) = (holds, committed) {
             self.keep(now_ms, key, runs, &mut found);

@@ -5,9 +5,14 @@
 
 use std::collections::BTreeMap;
 
+/// The longest name of a consumer that is kept with a message that failed, in bytes. Longer ones are cut.
+pub const CONSUMER_BYTES_MAX: usize = 128;
+
 /// One consumer.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Member {
+    /// For people; at most [`CONSUMER_BYTES_MAX`].
+    pub(super) name: String,
     /// When it is given up, in monotonic ms; none while it is connected.
     pub(super) lost_at: Option<u64>,
     /// When it renewed its leases last, in monotonic ms.
@@ -30,14 +35,16 @@ pub(super) struct Members {
 
 impl Members {
     /// Attaches a consumer, or ends the grace of one that is away.
-    pub(super) fn attach(&mut self, key: u64, now_ms: u64) {
-        let member = self.by_key.entry(key).or_insert(Member {
+    pub(super) fn attach(&mut self, key: u64, name: &str, now_ms: u64) {
+        let member = self.by_key.entry(key).or_insert_with(|| Member {
+            name: String::new(),
             lost_at: None,
             renewed: now_ms,
             next_dispatch: 0,
             started: 0,
             leased: 0,
         });
+        cut(name, CONSUMER_BYTES_MAX).clone_into(&mut member.name);
         member.lost_at = None;
         member.renewed = member.renewed.max(now_ms);
     }
@@ -85,6 +92,11 @@ impl Members {
         self.by_key.values().filter_map(|member| member.lost_at).min()
     }
 
+    /// The name of a consumer; empty if it is not known, or is nobody.
+    pub(super) fn name(&self, key: u64) -> String {
+        self.by_key.get(&key).map_or_else(String::new, |member| member.name.clone())
+    }
+
     /// Those whose grace is over.
     pub(super) fn lost(&self, now_ms: u64) -> Vec<u64> {
         let over = |member: &Member| member.lost_at.is_some_and(|lost_at| lost_at <= now_ms);
@@ -107,4 +119,10 @@ impl Members {
     pub(super) fn all_released(&mut self) {
         self.by_key.values_mut().for_each(|member| member.leased = 0);
     }
+}
+
+/// As much of a text as fits, cut between characters.
+pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
+    let end = (0..=text.len().min(bytes_max)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }

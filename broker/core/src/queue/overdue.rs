@@ -173,6 +173,7 @@ impl Dispatcher {
             attempts: held.attempt,
             target,
             reason: known.map_or_else(String::new, |failure| failure.reason.clone()),
+            consumer: known.map_or_else(String::new, |failure| failure.consumer.clone()),
         }
     }
 

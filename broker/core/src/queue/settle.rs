@@ -23,7 +23,14 @@ pub(crate) struct Judged {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Verdict {
     /// It failed.
-    Fail { offset: u64, failures: u32, due_ms: u64, cause: ReturnCause, reason: String },
+    Fail {
+        offset: u64,
+        failures: u32,
+        due_ms: u64,
+        cause: ReturnCause,
+        reason: String,
+        consumer: String,
+    },
     /// It is dead.
     Die {
         offset: u64,
@@ -32,6 +39,7 @@ pub(crate) enum Verdict {
         attempts: u32,
         target: DeadTarget,
         reason: String,
+        consumer: String,
     },
 }
 
@@ -229,16 +237,25 @@ impl Dispatcher {
             ReturnCause::LeaseExpired | ReturnCause::SessionLost => HeldState::Returning,
             ReturnCause::Nack | ReturnCause::Rejected => HeldState::GivenBack,
         };
+        let consumer = self.members.name(held.member);
         self.members.released(held.member);
         self.breaker.failed(policy.breaker, offset, now_ms);
         let reason = reason.to_owned();
         if let Some(target) = target {
             let cause = DeadCause::MaxFailures;
-            return Some(Verdict::Die { offset, cause, failures, attempts, target, reason });
+            return Some(Verdict::Die {
+                offset,
+                cause,
+                failures,
+                attempts,
+                target,
+                reason,
+                consumer,
+            });
         }
         let wait_ms = delay_ms.unwrap_or_else(|| self.backoff_ms(offset, failures));
         let due_ms = if wait_ms == 0 { 0 } else { self.wall_ms.saturating_add(wait_ms) };
-        Some(Verdict::Fail { offset, failures, due_ms, cause, reason })
+        Some(Verdict::Fail { offset, failures, due_ms, cause, reason, consumer })
     }
 
     /// A consumer rejects a message: says what is to be written.
@@ -246,17 +263,26 @@ impl Dispatcher {
         let target = self.target;
         let held = self.held.get_mut(&offset)?;
         let (failures, attempts) = (u32::from(held.failures), held.attempt);
+        let consumer = self.members.name(held.member);
         self.members.released(held.member);
         self.breaker.failed(self.policy.breaker, offset, now_ms);
         let reason = reason.to_owned();
         if let Some(target) = target {
             held.state = HeldState::Dying;
             let cause = DeadCause::Rejected;
-            return Some(Verdict::Die { offset, cause, failures, attempts, target, reason });
+            return Some(Verdict::Die {
+                offset,
+                cause,
+                failures,
+                attempts,
+                target,
+                reason,
+                consumer,
+            });
         }
         held.state = HeldState::GivenBack;
         let (due_ms, cause) = (0, ReturnCause::Rejected);
-        Some(Verdict::Fail { offset, failures, due_ms, cause, reason })
+        Some(Verdict::Fail { offset, failures, due_ms, cause, reason, consumer })
     }
 
     /// The wait doubles with each failure; chance is taken from what is known, so that a replay waits

@@ -75,6 +75,8 @@ pub struct Failure {
     pub last: TimestampMs,
     /// What the consumer said last.
     pub reason: String,
+    /// Who had it last, by name; empty if that is not known.
+    pub consumer: String,
 }
 
 /// Where dead letters go.
@@ -109,6 +111,8 @@ pub struct DeadLetter {
     pub last: TimestampMs,
     /// What the consumer said last.
     pub reason: String,
+    /// Who had it last, by name; empty if that is not known.
+    pub consumer: String,
 }
 
 /// Messages that left the queue, by how. They count since the subscription began.

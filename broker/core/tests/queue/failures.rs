@@ -105,6 +105,25 @@ fn a_failed_message_waits_as_long_as_its_consumer_says_also_under_the_next_leade
     assert_eq!(stage.lease(1, 9), [(0, 1, 1)], "its failures are known, its hand-outs are not");
 }
 
+#[test]
+fn a_letter_says_who_had_its_message_last_though_it_waited_for_its_topic_under_another_leader() {
+    let mut stage = Stage::new(QueuePolicy { max_failures: 2, ..policy() });
+    stage.partition.set_dead_letter_target(QUEUE, None);
+    stage.publish(1);
+    for member in [3, 4] {
+        stage.attach(member);
+        let got = stage.lease(member, 1);
+        stage.nack(member, got[0], Some(0));
+    }
+    assert!(stage.partition.dead_intents(QUEUE).next().is_none(), "there is no topic yet");
+    stage.change_leader();
+    stage.attach(5);
+    stage.wait(25);
+    let letters: Vec<_> = stage.partition.dead_intents(QUEUE).collect();
+    assert_eq!(letters.len(), 1, "the next leader knows the topic");
+    assert_eq!(letters[0].consumer, "consumer 4");
+}
+
 /// A queue whose only message is dead.
 fn dead() -> Stage {
     let mut stage = Stage::new(QueuePolicy { max_failures: 2, ..policy() });
@@ -126,6 +145,7 @@ fn a_message_that_failed_too_often_dies_and_is_handed_out_no_more() {
     let letters: Vec<_> = stage.partition.dead_intents(QUEUE).cloned().collect();
     assert_eq!(letters.len(), 1);
     assert_eq!((letters[0].failures, letters[0].reason.as_str()), (2, "no"));
+    assert_eq!(letters[0].consumer, "consumer 1");
     assert!(!stage.is_settled(0), "it is settled when its letter is published");
     stage.change_leader();
     stage.attach(1);

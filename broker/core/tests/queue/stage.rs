@@ -300,8 +300,17 @@ impl Stage {
             held.iter().map(|(offset, attempt)| run(*offset, *attempt)).collect();
         let epochs = Some((self.queue().sub_epoch(), LeaderEpoch(self.leader_epoch)));
         let (now, member) = (self.now, MemberKey(member));
-        let consumed =
-            self.partition.consume(now, QUEUE, member, &held, epochs, &mut self.effects).unwrap();
+        let consumed = self
+            .partition
+            .consume(
+                now,
+                QUEUE,
+                (member, &format!("consumer {}", member.0)),
+                &held,
+                epochs,
+                &mut self.effects,
+            )
+            .unwrap();
         self.commit();
         got(&consumed.held)
     }

@@ -126,8 +126,14 @@ impl Leader {
         }
         let runs = held.map_or(&[][..], |held| &held.runs);
         let epochs = held.map(|held| (held.sub_epoch, held.leader_epoch));
-        let consumed =
-            self.core.consume(turn.now, subscription, member, runs, epochs, &mut self.effects);
+        let consumed = self.core.consume(
+            turn.now,
+            subscription,
+            (member, name),
+            runs,
+            epochs,
+            &mut self.effects,
+        );
         self.watch_queues(partition);
         match consumed {
             Ok(consumed) => {

@@ -27,14 +27,20 @@ impl World {
             held.iter().map(|(offset, attempt)| one(*offset, *attempt)).collect();
         let epochs = Some((epochs.0, LeaderEpoch(epochs.1)));
         let (now, key) = (self.now, MemberKey(consumer.key));
-        let consumed =
-            match self.partition.consume(now, QUEUE, key, &runs, epochs, &mut self.effects) {
-                Ok(consumed) => consumed,
-                Err(error) => {
-                    assert_eq!(error.code, ErrorCode::UnknownSubscription);
-                    return;
-                }
-            };
+        let consumed = match self.partition.consume(
+            now,
+            QUEUE,
+            (key, "model"),
+            &runs,
+            epochs,
+            &mut self.effects,
+        ) {
+            Ok(consumed) => consumed,
+            Err(error) => {
+                assert_eq!(error.code, ErrorCode::UnknownSubscription);
+                return;
+            }
+        };
         let earlier = !consumer.old.is_empty();
         let mut found: BTreeMap<u64, u32> = BTreeMap::new();
         for run in &consumed.held {
