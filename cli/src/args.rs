@@ -177,9 +177,8 @@ pub(crate) struct TopicCreate {
     /// What an acknowledged message has reached
     #[arg(long, value_enum, default_value = "fsync")]
     pub(crate) durability: DurabilityName,
-    /// How long an idempotency key is remembered at least, 1s to 7d [default: 10m]
-    #[arg(long, value_name = "DURATION", value_parser = parse_dedup_window)]
-    pub(crate) dedup_window: Option<Limit>,
+    #[command(flatten)]
+    pub(crate) bounds: BoundsFlags,
     /// Succeed if the topic is there already
     #[arg(long)]
     pub(crate) if_not_exists: bool,
@@ -240,16 +239,16 @@ fn parse_retention_time(text: &str) -> Result<Limit, String> {
     u64::try_from(duration.as_millis()).map(Limit::Is).map_err(|err| err.to_string())
 }
 
-/// How many messages a queue may hold, and how old. What is not named keeps its default, or its present value.
+/// How many messages a topic may hold, and how old. What is not named keeps its default, or its present value.
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct BoundsFlags {
-    /// Of a queue: messages that nobody has settled after so long leave it; `forever` is any age
+    /// Older messages are not delivered any more; `forever` is any age
     #[arg(long, value_name = "DURATION", value_parser = parse_retention_time)]
     pub(crate) ttl: Option<Limit>,
-    /// What becomes of them [default: drop]
+    /// What becomes of those in a queue [default: drop]
     #[arg(long, value_enum, value_name = "WHAT")]
     pub(crate) expired: Option<ExpiredName>,
-    /// Of a queue: the most unsettled messages per partition; `unlimited` is any number
+    /// The most messages per partition, of a queue unsettled ones; `unlimited` is any number
     #[arg(long, value_name = "N", value_parser = parse_limit_count)]
     pub(crate) max_messages: Option<Limit>,
     /// What happens beyond [default: reject]

@@ -120,7 +120,7 @@ fn step_after(code: ErrorCode) -> Option<&'static str> {
         ErrorCode::SubscriptionExists => "choose another name",
         ErrorCode::DiskFull => "free space on the broker's disk, or lower a topic's retention",
         ErrorCode::TopicFull => {
-            "publish again when consumers have settled some, or raise the bound with `postrider topic alter --max-messages`"
+            "publish again when there is room (consumers settle a queue, retention empties a log), or raise the bound with `postrider topic alter --max-messages`"
         }
         ErrorCode::IdempotencyKeyReused => {
             "the topic has another message with this key: choose another key (prefix), or publish what was published before"

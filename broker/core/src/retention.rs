@@ -32,6 +32,8 @@ pub struct RetentionLimits {
     pub retention_ms: Option<u64>,
     /// How much, per partition; `None` is without limit.
     pub retention_bytes: Option<u64>,
+    /// Newer messages have taken the place of those below, whatever else is said.
+    pub passed: Option<Offset>,
 }
 
 /// The new start of the log, if it has to move. `removable_end` is the end of what may go: the high
@@ -51,8 +53,9 @@ pub fn expired(
             .is_some_and(|keep| segment.last_time.0.saturating_add(keep) <= now.0);
         // Without it, is there still as much as is to be kept?
         let too_much = limits.retention_bytes.is_some_and(|keep| bytes - segment.bytes >= keep);
+        let passed = limits.passed.is_some_and(|passed| segment.end.offset <= passed);
         let may_go = segment.sealed && segment.end.at_or_before(removable_end);
-        if !may_go || !(too_old || too_much) {
+        if !may_go || !(too_old || too_much || passed) {
             break;
         }
         bytes -= segment.bytes;
@@ -137,7 +140,7 @@ mod tests {
 
     #[test]
     fn segments_go_when_their_newest_message_is_too_old() {
-        let limits = RetentionLimits { retention_ms: Some(100), retention_bytes: None };
+        let limits = RetentionLimits { retention_ms: Some(100), ..RetentionLimits::default() };
         assert_eq!(new_start(limits, 40, 149), None);
         assert_eq!(new_start(limits, 40, 150), Some(10));
         assert_eq!(new_start(limits, 40, 200), Some(20));
@@ -146,11 +149,21 @@ mod tests {
 
     #[test]
     fn segments_go_while_enough_stays() {
-        let keep = |bytes| RetentionLimits { retention_ms: None, retention_bytes: Some(bytes) };
+        let keep =
+            |bytes| RetentionLimits { retention_bytes: Some(bytes), ..RetentionLimits::default() };
         assert_eq!(new_start(keep(4_000), 40, 0), None);
         assert_eq!(new_start(keep(3_001), 40, 0), None);
         assert_eq!(new_start(keep(3_000), 40, 0), Some(10));
         assert_eq!(new_start(keep(1), 40, 0), Some(30));
+    }
+
+    #[test]
+    fn segments_go_that_newer_messages_have_passed() {
+        let passed =
+            |offset| RetentionLimits { passed: Some(Offset(offset)), ..Default::default() };
+        assert_eq!(new_start(passed(99), 40, 0), None);
+        assert_eq!(new_start(passed(100), 40, 0), Some(10));
+        assert_eq!(new_start(passed(9_999), 40, 0), Some(30), "the segment that is written stays");
     }
 
     #[test]
@@ -171,7 +184,7 @@ mod tests {
     #[test]
     fn the_open_segment_is_closed_once_its_newest_message_is_too_old() {
         let closes = |keep: Option<u64>, now| {
-            let limits = RetentionLimits { retention_ms: keep, retention_bytes: None };
+            let limits = RetentionLimits { retention_ms: keep, ..RetentionLimits::default() };
             is_expired_open(&segments(), limits, TimestampMs(now))
         };
         assert!(!closes(Some(100), 299));
@@ -179,7 +192,7 @@ mod tests {
         assert!(!closes(None, u64::MAX));
         let mut empty = segments();
         empty[3].base.offset = empty[3].end.offset;
-        let limits = RetentionLimits { retention_ms: Some(1), retention_bytes: None };
+        let limits = RetentionLimits { retention_ms: Some(1), ..RetentionLimits::default() };
         assert!(!is_expired_open(&empty, limits, TimestampMs(u64::MAX)), "it was closed before");
     }
 
@@ -201,7 +214,8 @@ mod tests {
     #[test]
     fn nothing_goes_without_limits_or_above_what_may_go() {
         assert_eq!(new_start(RetentionLimits::default(), 40, u64::MAX), None);
-        let limits = RetentionLimits { retention_ms: Some(1), retention_bytes: Some(1) };
+        let limits =
+            RetentionLimits { retention_ms: Some(1), retention_bytes: Some(1), passed: None };
         assert_eq!(new_start(limits, 29, 9_999), Some(20));
         assert_eq!(new_start(limits, 9, 9_999), None);
     }

@@ -10,11 +10,13 @@ use postrider_protocol::entry::EntryViews;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::frame::{self, FRAME_HEADER_BYTES, FrameHeader};
 use postrider_protocol::message::{
-    CONFIRM_RUN_BYTES, ConfirmRun, DELIVER_HEAD_BYTES, DeliverHead, Gap, GapReason,
+    CONFIRM_RUN_BYTES, ConfirmRun, DELIVER_HEAD_BYTES, DeliverHead, Gap, GapReason, Start,
 };
-use postrider_protocol::types::{CorrelationId, Durability, Offset};
+use postrider_protocol::types::{CorrelationId, Durability, Offset, TimestampMs};
 use postrider_storage::{ReadError, ReadRun};
 
+use crate::join::leader::resolve;
+use crate::join::partition::PartitionHandle;
 use crate::join::readers::Readers;
 use crate::join::session::{Transmit, TransmitState};
 
@@ -115,7 +117,13 @@ impl Readers {
         reader.account.seek(cursor.next);
         let (log_start, high_watermark) = (partition.log_start(), partition.high_watermark());
         match reader.account.wants(log_start, high_watermark, CHUNK_BYTES) {
-            Want::Gap { from: _, to } => self.gap(key, to, GapReason::Retention, out),
+            Want::Gap { from: _, to } => {
+                let reason = match partition.log.log_start().1 < to {
+                    true => GapReason::Overflow,
+                    false => GapReason::Retention,
+                };
+                self.gap(key, to, reason, out)
+            }
             Want::Idle => {
                 if partition.wait(&self.outbox, key, cursor.next) {
                     Turn::Rests
@@ -147,7 +155,10 @@ impl Readers {
                 cursor.loaded = Some(request.from);
                 Turn::Cold(run)
             }
-            Ok(run) => self.send(key, &request, run, now, out),
+            Ok(run) => match expired_before(&cursor.partition, &request, &run, now) {
+                Some(before) => self.gap(key, before, GapReason::Expired, out),
+                None => self.send(key, &request, run, now, out),
+            },
             Err(ReadError::BelowStart { log_start }) => {
                 self.gap(key, log_start.1, GapReason::Retention, out)
             }
@@ -241,6 +252,24 @@ impl Readers {
         out.chunks.push_back(frame);
         Turn::Sent(bytes)
     }
+}
+
+/// How far what was read is too old, if its first message is: append times never fall, so none behind it is if that
+/// one is not. What cannot be looked up is delivered.
+fn expired_before(
+    partition: &PartitionHandle,
+    request: &ReadRequest,
+    run: &ReadRun,
+    now: Now,
+) -> Option<Offset> {
+    let until = now.wall.0.checked_sub(partition.ttl_ms()?)?;
+    let first = EntryViews::new(run.slices.first()?).next()?.ok()?;
+    if first.header.append_time.0 > until {
+        return None;
+    }
+    let time = TimestampMs(until.saturating_add(1));
+    let before = resolve(partition, &Start::Timestamp(time)).ok()?.min(request.until);
+    (before > request.from).then_some(before)
 }
 
 /// A head in memory that many heads share.

@@ -191,14 +191,17 @@ fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, 
             }
         }
     }
-    let limits = RetentionLimits {
+    let mut limits = RetentionLimits {
         retention_ms: config.retention_ms,
         retention_bytes: config.retention_bytes,
+        passed: None,
     };
-    if limits == RetentionLimits::default() || !topic.is_used(id) {
+    let is_bounded = config.kind == TopicKind::Log && config.bounds.sheds();
+    if (limits == RetentionLimits::default() && !is_bounded) || !topic.is_used(id) {
         return;
     }
     if let Ok(partition) = topic.partition(id) {
+        limits.passed = is_bounded.then(|| partition.passed());
         let rule = |facts: &[SegmentFacts], end| expired(facts, limits, end, now.wall);
         retain(hub, &partition, rule, now);
         if is_expired_open(&facts(&partition), limits, now.wall) {

@@ -193,6 +193,7 @@ impl Leader {
         outbox: &Arc<Outbox>,
         turn: &Turn<'_>,
     ) {
+        self.count_kept(partition);
         let request = request(partition, publish, keys, outbox);
         let decision = self.core.publish(turn.now, request, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
@@ -208,9 +209,17 @@ impl Leader {
         turn: &Turn<'_>,
     ) {
         let PublishAtomic { at, publish } = atomic;
+        self.count_kept(partition);
         let request = request(partition, publish, keys, outbox);
         let decision = self.core.publish_atomic(turn.now, request, *at, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
+    }
+
+    /// Tells how many messages a bounded log topic keeps.
+    fn count_kept(&mut self, partition: &PartitionHandle) {
+        if self.core.may_be_full() && partition.counts_kept() {
+            self.core.count_kept_from(partition.log_start());
+        }
     }
 
     /// What a publish leads to. Its bytes are charged before the store is asked: the answer takes them back

@@ -41,6 +41,12 @@ pub(crate) struct TopicRules {
     pub(crate) subscriptions_version: AtomicU64,
     /// The largest message.
     pub(crate) message_bytes_max: AtomicU32,
+    /// A log topic's messages are delivered for so long; 0 = whatever their age.
+    pub(crate) ttl_ms: AtomicU64,
+    /// So many of a log topic's newest messages are delivered; 0 = all.
+    pub(crate) newest: AtomicU64,
+    /// Messages that are kept count for the topic's bounds, not unsettled ones.
+    pub(crate) counts_kept: bool,
 }
 
 /// See the module.
@@ -52,6 +58,8 @@ pub(crate) struct PartitionHandle {
     rules: Arc<TopicRules>,
     /// One past the last offset that may be delivered. Only rises; stored under the lock.
     high_watermark: AtomicU64,
+    /// Newer messages have taken the place of those below. Only rises.
+    passed: AtomicU64,
     deleted: AtomicBool,
     /// Delayed messages that wait, as far as the state is folded. Stored under the lock.
     scheduled: AtomicU64,
@@ -99,6 +107,7 @@ impl PartitionHandle {
             key: log.key(),
             // Recovery keeps only what is durable, so all of it lies below the high watermark.
             high_watermark: AtomicU64::new(log.ready_end().1.0),
+            passed: AtomicU64::new(0),
             log,
             durability,
             rules,
@@ -154,8 +163,29 @@ impl PartitionHandle {
         Offset(self.high_watermark.load(Ordering::Acquire))
     }
 
+    /// The first offset that may be delivered.
     pub(crate) fn log_start(&self) -> Offset {
-        self.log.log_start().1
+        self.log.log_start().1.max(self.passed())
+    }
+
+    /// Newer messages have taken the place of those below, in a log topic of bounded length.
+    pub(crate) fn passed(&self) -> Offset {
+        let newest = self.rules.newest.load(Ordering::Relaxed);
+        if newest == 0 {
+            return Offset(self.passed.load(Ordering::Relaxed));
+        }
+        let passed = self.high_watermark().0.saturating_sub(newest);
+        Offset(self.passed.fetch_max(passed, Ordering::Relaxed).max(passed))
+    }
+
+    /// How long a log topic's messages are delivered.
+    pub(crate) fn ttl_ms(&self) -> Option<u64> {
+        Some(self.rules.ttl_ms.load(Ordering::Relaxed)).filter(|ttl_ms| *ttl_ms > 0)
+    }
+
+    /// Whether messages that are kept count for the topic's bounds.
+    pub(crate) fn counts_kept(&self) -> bool {
+        self.rules.counts_kept
     }
 
     pub(crate) fn is_deleted(&self) -> bool {

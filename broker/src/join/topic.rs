@@ -9,7 +9,9 @@ use bytes::Bytes;
 use postrider_core::{Now, metadata};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::TopicConfig;
-use postrider_protocol::types::{EntryIndex, PartitionId, SubscriptionId, TimestampMs, TopicId};
+use postrider_protocol::types::{
+    EntryIndex, PartitionId, SubscriptionId, TimestampMs, TopicId, TopicKind,
+};
 use postrider_storage::{Log, LogKey, OpenedLog, Store};
 
 use crate::join::hub::{Hub, lock};
@@ -56,6 +58,9 @@ impl TopicHandle {
                 bounds: Mutex::new(topic.config.bounds),
                 subscriptions_version: AtomicU64::new(1),
                 message_bytes_max: AtomicU32::new(message_bytes_max(&topic.config, &hub)),
+                ttl_ms: AtomicU64::new(ttl_ms(&topic.config)),
+                newest: AtomicU64::new(newest(&topic.config)),
+                counts_kept: topic.config.kind == TopicKind::Log,
             }),
             deleted: AtomicBool::new(false),
             found,
@@ -75,6 +80,8 @@ impl TopicHandle {
     pub(crate) fn set_config(self: &Arc<Self>, config: TopicConfig) {
         let message_bytes_max = message_bytes_max(&config, &self.hub);
         self.rules.message_bytes_max.store(message_bytes_max, Ordering::Relaxed);
+        self.rules.ttl_ms.store(ttl_ms(&config), Ordering::Relaxed);
+        self.rules.newest.store(newest(&config), Ordering::Relaxed);
         *lock(&self.rules.bounds) = config.bounds;
         self.rules.subscriptions_version.fetch_add(1, Ordering::AcqRel);
         self.hub.want_look(self);
@@ -202,6 +209,22 @@ impl TopicHandle {
             found.remove(&(topic, partition));
             self.store.drop_log(LogKey { topic, partition });
         }
+    }
+}
+
+/// How long messages are delivered to streams; 0 = whatever their age. Those of a queue leave it, and so its log.
+fn ttl_ms(config: &TopicConfig) -> u64 {
+    match config.kind {
+        TopicKind::Log => config.bounds.message_ttl_ms.unwrap_or(0),
+        TopicKind::Queue => 0,
+    }
+}
+
+/// How many of the newest messages are delivered to streams; 0 = all.
+fn newest(config: &TopicConfig) -> u64 {
+    match config.kind {
+        TopicKind::Log if config.bounds.sheds() => config.bounds.max_messages.unwrap_or(0),
+        TopicKind::Log | TopicKind::Queue => 0,
     }
 }
 

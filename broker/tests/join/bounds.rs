@@ -234,7 +234,7 @@ fn a_full_queue_rejects_publishes_and_its_bound_survives_power_loss() {
 }
 
 /// Publishes one message without a session; tells why it was rejected, if it was.
-fn publish_one(peer: &mut Peer, topic: &str) -> Option<ErrorCode> {
+pub(crate) fn publish_one(peer: &mut Peer, topic: &str) -> Option<ErrorCode> {
     let metadata: MetadataReply = peer.ask(&Metadata { topics: vec![topic.to_string()] }).unwrap();
     let id = metadata.topics[0].id;
     let epoch = metadata.topics[0].partitions[0].leader_epoch;

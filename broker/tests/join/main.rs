@@ -6,6 +6,7 @@
     reason = "a test that goes wrong must fail"
 )]
 
+mod bounded_logs;
 mod bounds;
 mod consuming;
 mod delays;

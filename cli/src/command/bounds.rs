@@ -1,4 +1,4 @@
-//! Owns what the flags of a queue's bounds mean, and what people are told of the bounds. Pure. Used by `queue`
+//! Owns what the flags of a topic's bounds mean, and what people are told of the bounds. Pure. Used by `queue`
 //! and `topic`.
 
 use postrider_protocol::message::{BoundsChange, Expired, Overflow, TopicBounds};

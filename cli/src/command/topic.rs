@@ -68,10 +68,7 @@ async fn create(admin: &Admin, options: &TopicCreate) -> Outcome {
         retention_ms: limits.retention_time.and_then(Limit::value),
         retention_bytes: limits.retention_bytes.and_then(Limit::value),
         message_bytes_max: message_bytes_max(limits)?.flatten(),
-        bounds: TopicBounds {
-            dedup_window_ms: options.dedup_window.and_then(Limit::value),
-            ..TopicBounds::default()
-        },
+        bounds: TopicBounds::default().changed(&bounds::change(options.bounds)),
     };
     let mut topic = NewTopic::new(&options.name).config(config);
     if options.if_not_exists {

@@ -194,6 +194,10 @@ pub enum GapReason {
     Damage = 2,
     /// They were lost in a crash (durability classes other than `fsync`).
     Lost = 3,
+    /// They are older than the topic's TTL.
+    Expired = 4,
+    /// The topic holds as many messages as it may, and newer ones took their place.
+    Overflow = 5,
 }
 
 impl GapReason {
@@ -204,6 +208,8 @@ impl GapReason {
             1 => Some(Self::Retention),
             2 => Some(Self::Damage),
             3 => Some(Self::Lost),
+            4 => Some(Self::Expired),
+            5 => Some(Self::Overflow),
             _ => None,
         }
     }

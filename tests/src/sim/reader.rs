@@ -274,7 +274,11 @@ impl Reader {
             }
             Incoming::Gap { partition, from, to, reason } => {
                 self.expect(partition.0, from.0, oracle, durable.as_deref());
-                let fits = self.plan.may_lose && reason == GapReason::Retention;
+                let by_bounds = matches!(
+                    reason,
+                    GapReason::Retention | GapReason::Expired | GapReason::Overflow
+                );
+                let fits = self.plan.may_lose && by_bounds;
                 if !fits || to <= from {
                     oracle.violate(format!("{}: gap {from}..{to} by {reason:?}", self.who));
                 }

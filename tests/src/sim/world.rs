@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use postrider::core::link::LinkFault;
 use postrider_core::Now;
-use postrider_protocol::message::{Start, TopicBounds, TopicConfig};
+use postrider_protocol::message::{Overflow, Start, TopicBounds, TopicConfig};
 use postrider_protocol::types::{Durability, TimestampMs, TopicKind};
 use postrider_storage::SimDisk;
 use postrider_storage::disk_sim::{CrashKind, FaultPlan, SimRandom};
@@ -189,6 +189,20 @@ pub fn run(cast: Cast, seed: u64, planted: Option<Planted>, keep_trace: bool) ->
     }
 }
 
+/// Bounds of the log topic that loses messages anyway; by the seed, not by its dice, whose throws tell all the rest.
+fn log_bounds(seed: u64) -> TopicBounds {
+    let bounds = TopicBounds::default();
+    match seed % 6 {
+        3 => TopicBounds {
+            max_messages: Some(20 + seed % 50),
+            overflow: Overflow::DropOldest,
+            ..bounds
+        },
+        5 => TopicBounds { message_ttl_ms: Some(200 + seed % 700), ..bounds },
+        _ => bounds,
+    }
+}
+
 impl World {
     fn new(cast: Cast, seed: u64, planted: Option<Planted>, keep_trace: bool) -> Self {
         let mut dice = SimRandom::new(seed ^ 0x706f_7374_7269_6465);
@@ -212,7 +226,10 @@ impl World {
         let topics = match cast {
             Cast::Streams => vec![
                 topic(TopicKind::Log, partitions, None),
-                topic(TopicKind::Log, 1, Some(48 << 10)),
+                TopicConfig {
+                    bounds: log_bounds(seed),
+                    ..topic(TopicKind::Log, 1, Some(48 << 10))
+                },
             ],
             Cast::Queues => {
                 let mut tap = Tap::default();

@@ -111,14 +111,10 @@ fn validate_bounds(config: &TopicConfig) -> Result<(), ErrorBody> {
         let text = format!("{name} = 0, but must be at least 1; leave it out for no bound");
         Err(ErrorBody::new(ErrorCode::InvalidConfig, text))
     };
-    let of_queues = TopicBounds { dedup_window_ms: None, ..config.bounds };
-    if config.kind != TopicKind::Queue && !of_queues.is_none() {
-        return unsupported(
-            "a TTL and max_messages bound the unsettled messages of a queue; bound a log topic by retention",
-        );
-    }
     if max_bytes.is_some() {
-        return unsupported("this broker does not bound queues by bytes: use max_messages");
+        return unsupported(
+            "this broker does not bound topics by max_bytes: use max_messages, or retention_bytes of a log topic",
+        );
     }
     if message_ttl_ms == Some(0) {
         return zero("message_ttl_ms");
@@ -254,7 +250,8 @@ mod tests {
             |kind, bounds| validate_config(&config(kind, bounds)).map_err(|error| error.code);
         assert_eq!(refusal(TopicKind::Queue, most(1)), Ok(()));
         assert_eq!(refusal(TopicKind::Queue, most(0)), Err(ErrorCode::InvalidConfig));
-        assert_eq!(refusal(TopicKind::Log, most(1)), Err(ErrorCode::Unsupported));
+        assert_eq!(refusal(TopicKind::Log, most(1)), Ok(()));
+        assert_eq!(refusal(TopicKind::Log, most(0)), Err(ErrorCode::InvalidConfig));
         let bytes = TopicBounds { max_bytes: Some(1), ..most(1) };
         assert_eq!(refusal(TopicKind::Queue, bytes), Err(ErrorCode::Unsupported));
         for bounds in [
@@ -264,7 +261,7 @@ mod tests {
             TopicBounds { overflow: Overflow::DeadLetter, ..most(1) },
         ] {
             assert_eq!(refusal(TopicKind::Queue, bounds), Ok(()), "{bounds:?}");
-            assert_eq!(refusal(TopicKind::Log, bounds), Err(ErrorCode::Unsupported), "{bounds:?}");
+            assert_eq!(refusal(TopicKind::Log, bounds), Ok(()), "{bounds:?}");
         }
         let no_time = TopicBounds { message_ttl_ms: Some(0), ..most(1) };
         assert_eq!(refusal(TopicKind::Queue, no_time), Err(ErrorCode::InvalidConfig));

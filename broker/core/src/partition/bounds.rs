@@ -2,6 +2,8 @@
 //! (the dispatchers do, where the topic says so).
 //! Driven by `publish`, once per batch, and by the join, which tells what the topic says.
 //!
+//! A log topic's messages count as long as they are kept: the join tells from which offset on.
+//!
 //! A queue's messages count until they are settled. The queue subscription with the most unsettled messages
 //! decides; without one nothing is unsettled. Delayed messages count from their publish on, so that a release,
 //! which nobody can refuse, always has room. What is appended and not committed counts, and an ack counts
@@ -10,6 +12,7 @@
 
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::message::TopicBounds;
+use postrider_protocol::types::Offset;
 
 use super::expiry::Expiry;
 use super::leader::Partition;
@@ -34,6 +37,18 @@ impl<R: Clone> Partition<R> {
                 queue.set_overdue(committed(&self.state, &self.tail_subscriptions, *id), 0);
             }
         }
+    }
+
+    /// The messages that count are those from here on, instead of a queue's unsettled ones. To be told before each
+    /// publish to a log topic whose bounds reject.
+    pub fn count_kept_from(&mut self, start: Offset) {
+        self.kept_from = Some(start);
+    }
+
+    /// Whether publishes are refused when there are as many messages as the topic allows.
+    #[must_use]
+    pub fn may_be_full(&self) -> bool {
+        self.bounds.max_messages.is_some() && !self.bounds.sheds()
     }
 
     /// When a queue is to get rid of messages, in monotonic ms. All that are too many may be out: it is looked
@@ -64,6 +79,11 @@ impl<R: Clone> Partition<R> {
                 "a batch of {count} messages never fits: the topic allows {max} per partition; send smaller \
                  batches, or raise max_messages"
             )
+        } else if self.kept_from.is_some() {
+            format!(
+                "the partition keeps {held} messages, and the topic allows {max}; publish again when retention \
+                 has removed some, or raise max_messages"
+            )
         } else {
             format!(
                 "the partition holds {held} unsettled messages, and the topic allows {max}; publish again when \
@@ -79,6 +99,9 @@ impl<R: Clone> Partition<R> {
         let unsettled = self.state.queues().map(|(_id, queue)| queue.unsettled(committed)).max();
         let in_flight = self.tail_end.offset.0 - committed.0;
         let delayed = self.state.delays().messages() + self.agenda.appended_messages();
+        if let Some(start) = self.kept_from {
+            return self.tail_end.offset.0.saturating_sub(start.0) + delayed;
+        }
         unsettled.map_or(0, |unsettled| unsettled + in_flight) + delayed
     }
 }

@@ -53,6 +53,8 @@ pub struct Partition<R> {
     pub(super) limits: PartitionLimits,
     /// What the topic says of its messages' number and age; the join tells.
     pub(super) bounds: TopicBounds,
+    /// Of a log topic: its kept messages count from here on.
+    pub(super) kept_from: Option<Offset>,
     /// How far its messages are too old.
     pub(super) expiry: Expiry,
     /// Queues that hold too many are looked at again then, in monotonic ms.
@@ -101,6 +103,7 @@ impl<R: Clone> Partition<R> {
             identity,
             limits,
             bounds: TopicBounds::default(),
+            kept_from: None,
             expiry: Expiry::default(),
             full_until_ms: 0,
             pending: VecDeque::new(),
