@@ -19,8 +19,9 @@ const GROUP_SEEDS: u64 = 30;
 /// fault: the attach of a dead process came behind that of the next one, and took the subscription (1186).
 const REGRESSIONS: [u64; 4] = [92, 25, 144, 1186];
 /// The same with queues: the one that is to be woken is away (90, 173); a subscription that a full disk refused
-/// (91, 214); dead, and said to be acked (57); a retry whose time was over by a wall clock that jumped (115).
-const QUEUE_REGRESSIONS: [u64; 6] = [90, 173, 91, 214, 57, 115];
+/// (91, 214); dead, and said to be acked (57); a retry whose time was over by a wall clock that jumped (115). By the
+/// oracle's own fault: a consumer was told the epoch of a purge that a power loss undid before it was stored (72).
+const QUEUE_REGRESSIONS: [u64; 7] = [90, 173, 91, 214, 57, 115, 72];
 /// The same with a consumer group: delivered under an epoch that a confirmed seek had ended (1, 31, 44); no start
 /// on a journal that was full (1047, 1215). By the oracle's own fault: a client that did not read was told late that it
 /// had been taken for dead, behind a beat of its (777, 784), and what it had owned before that (777).

@@ -15,7 +15,9 @@ use postrider::core::producer::{Enqueue, ProducerOptions, TopicFacts};
 use postrider::core::{Engine, EngineOptions, ProducerKey, Transmit};
 use postrider_protocol::error::{ErrorBody, ErrorCode};
 use postrider_protocol::headers::IDEMPOTENCY_KEY;
-use postrider_protocol::message::{CreateTopic, DescribeQueueReply, Message, TopicConfig};
+use postrider_protocol::message::{
+    CreateTopic, DescribeQueueReply, Message, PurgeQueue, TopicConfig,
+};
 use postrider_protocol::types::{Compression, PartitionId, TimestampMs};
 use postrider_storage::disk_sim::SimRandom;
 
@@ -174,6 +176,14 @@ impl Client {
     /// Whether the copy of a letter is published.
     pub(crate) fn letter_copied(&mut self, now: Duration, wall: TimestampMs) -> bool {
         self.copyist.as_mut().is_none_or(|copyist| copyist.run(&mut self.engine, now, wall))
+    }
+
+    /// Purges a queue, sooner or later.
+    pub(crate) fn purge_queue(&mut self, now: Duration, queue: &Queue) {
+        let (done, _whatever) = promise();
+        let (topic, subscription) = (topic_name(queue.topic), queue.subscription.clone());
+        let deadline = now + Duration::from_secs(600);
+        self.engine.ask(&PurgeQueue { topic, subscription }, Repeat::Never, deadline, done);
     }
 
     /// Asks how a queue is, unless that is asked already.

@@ -8,6 +8,7 @@
 //! | B8 not before due | a message is handed out before its wait is over, or before its return is stored |
 //! | B9 one lease | a message is handed out while another consumer's lease of it cannot have ended |
 //! | B10 stale tokens | a request settles a message whose later lease somebody has |
+//! | B12 purge | a message goes out that a confirmed purge had found, or a lease of an epoch before |
 //! | C2 key order | a message overtakes an earlier one of its key that is not settled |
 //! | C3 single active | two consumers hold messages of a partition |
 //! | C4 order | first hand-outs are out of order |
@@ -48,6 +49,7 @@ pub(crate) struct HandOut {
     pub(crate) leader_epoch: u32,
     /// None: found again after a reconnect.
     pub(crate) dispatch_index: Option<u64>,
+    pub(crate) sub_epoch: u64,
     pub(crate) now: Now,
 }
 
@@ -89,6 +91,8 @@ struct Message {
     told_acked: bool,
     reject_asked: bool,
     rejected: bool,
+    /// A purge that is confirmed came after it.
+    purged: bool,
     key: Option<Bytes>,
 }
 
@@ -99,6 +103,8 @@ struct Lane {
     held: BTreeSet<u64>,
     by_key: BTreeMap<Bytes, BTreeSet<u64>>,
     leader_epoch: u32,
+    /// Rises with each purge.
+    sub_epoch: u64,
     /// One past the highest message that was handed out in this leadership.
     first_end: u64,
     /// The highest dispatch index that was told.
@@ -135,6 +141,8 @@ pub(crate) struct Queue {
     pub(crate) policy: QueuePolicy,
     /// How old and how many its messages may be.
     pub(crate) bounds: TopicBounds,
+    /// Somebody has purged it, or tried to.
+    pub(crate) purged: bool,
 }
 
 /// How far the wall clock was ahead of the other one: since when, by how many milliseconds.
@@ -209,6 +217,8 @@ pub struct QueueFigures {
     pub too_late: u64,
     /// Letters in the dead letter topics.
     pub letters: u64,
+    /// Purges confirmed.
+    pub purges: u64,
 }
 
 impl std::ops::AddAssign for QueueFigures {
@@ -221,6 +231,7 @@ impl std::ops::AddAssign for QueueFigures {
         self.lost += other.lost;
         self.too_late += other.too_late;
         self.letters += other.letters;
+        self.purges += other.purges;
     }
 }
 
@@ -295,6 +306,10 @@ impl QueueOracle {
         let policy = self.queues[place.0].policy.clone();
         let mut wrong = Vec::new();
         let lane = self.lanes.entry(place).or_default();
+        if out.sub_epoch < lane.sub_epoch {
+            wrong.push(format!("B12 purge: epoch {} is over", out.sub_epoch));
+        }
+        lane.enter(out.sub_epoch);
         lane.leader_epoch = lane.leader_epoch.max(out.leader_epoch);
         lane.index = lane.index.max(out.dispatch_index.unwrap_or(0));
         if policy.single_active {
@@ -370,8 +385,12 @@ impl QueueOracle {
     }
 
     /// A consumer is told which leadership it is attached to.
-    pub(crate) fn attached(&mut self, place: LanePlace, leader_epoch: u32) {
+    pub(crate) fn attached(&mut self, place: LanePlace, leader_epoch: u32, sub_epoch: u64) {
         let lane = self.lanes.entry(place).or_default();
+        if sub_epoch > lane.sub_epoch {
+            // Its purge may not be stored yet, and never be: then the epoch is not begun, but leases are void.
+            lane.end_leases();
+        }
         lane.leader_epoch = lane.leader_epoch.max(leader_epoch);
     }
 
@@ -530,6 +549,27 @@ impl QueueOracle {
         wrong.into_iter().for_each(|what| self.violate(what));
     }
 
+    /// Somebody asks for a purge: tells what it will find at least.
+    pub(crate) fn asks_purge(&mut self, queue: usize) -> Vec<(LanePlace, u64)> {
+        self.queues[queue].purged = true;
+        let seen =
+            |(offset, message): (&u64, &Message)| (!message.seen.is_empty()).then_some(*offset + 1);
+        self.lanes
+            .iter()
+            .filter(|(place, _)| place.0 == queue)
+            .filter_map(|(place, lane)| Some((*place, lane.messages.iter().rev().find_map(seen)?)))
+            .collect()
+    }
+
+    /// The purge is confirmed: nothing goes out again of what was there.
+    pub(crate) fn purged(&mut self, ends: &[(LanePlace, u64)]) {
+        self.figures.purges += 1;
+        for (place, end) in ends {
+            let Some(lane) = self.lanes.get_mut(place) else { continue };
+            lane.messages.range_mut(..end).for_each(|(_, message)| message.purged = true);
+        }
+    }
+
     /// A client says that an ack is confirmed.
     pub(crate) fn told_acked(&mut self, place: LanePlace, offset: u64, who: &str) {
         let message = self.lanes.get(&place).and_then(|lane| lane.messages.get(&offset));
@@ -556,6 +596,23 @@ impl QueueOracle {
 }
 
 impl Lane {
+    /// With a new epoch all leases before are void.
+    fn enter(&mut self, sub_epoch: u64) {
+        if sub_epoch <= self.sub_epoch {
+            return;
+        }
+        self.sub_epoch = sub_epoch;
+        self.end_leases();
+    }
+
+    fn end_leases(&mut self) {
+        for offset in std::mem::take(&mut self.held) {
+            if let Some(message) = self.messages.get_mut(&offset) {
+                message.hold = None;
+            }
+        }
+    }
+
     fn check_single(&self, policy: &QueuePolicy, out: HandOut, wrong: &mut Vec<String>) {
         let other = self.held.iter().find(|offset| {
             let hold = self.messages.get(offset).and_then(|message| message.hold);
@@ -624,6 +681,9 @@ impl Message {
         let now = out.now;
         if let Some(acked) = self.acked {
             wrong.push(format!("B3 acks final: confirmed at {acked}"));
+        }
+        if self.purged {
+            wrong.push("B12 purge: it was purged".to_string());
         }
         if self.rejected {
             wrong.push("B7 failures: it was rejected".to_string());

@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use postrider_protocol::api::Api;
 use postrider_protocol::frame::{FLAG_REPLY, Frame, event, frame as framed, request};
 use postrider_protocol::message::{
-    Ack, AckReply, AckRun, Lease, Message, Return, ReturnAction, ReturnReply,
+    Ack, AckReply, AckRun, Lease, Message, PurgeQueueReply, Return, ReturnAction, ReturnReply,
 };
 use postrider_protocol::types::{CorrelationId, EntryIndex};
 use postrider_storage::disk_sim::SimRandom;
@@ -93,6 +93,10 @@ impl QueueTamper {
                 } else {
                     heard.push(frame);
                 }
+            }
+            (Planted::PurgeForgotten, Some(Api::PurgeQueue)) => {
+                let forged = reply(&PurgeQueueReply { purged: 0 }, correlation);
+                self.replies.entry(link).or_default().push(forged);
             }
             _ => heard.push(frame),
         }

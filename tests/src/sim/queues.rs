@@ -142,7 +142,7 @@ pub(crate) fn judge(
         let settled = at.acked + at.dead_lettered + at.expired + at.evicted;
         let known = stored.len() as u64;
         // What leaves unprocessed may have been seen by nobody, not even by who published it.
-        let bounded = !queue.bounds.is_none();
+        let bounded = !queue.bounds.is_none() || queue.purged;
         let dropped = if bounded { at.expired + at.evicted } else { 0 };
         let is_known = bounded || at.acked + dead == known;
         if settled + unsettled(at) != end || !is_known {

@@ -52,6 +52,8 @@ pub enum Planted {
     FailuresForgotten,
     /// The last message of a hand-out is handed out beyond the credit.
     CreditIgnored,
+    /// A purge is answered, and nothing is purged.
+    PurgeForgotten,
     /// A partition goes to its next owner without waiting until the one before has drained it.
     HandedOverUndrained,
     /// An ack under an epoch that is over is taken.
@@ -68,7 +70,7 @@ pub enum Planted {
 
 impl Planted {
     /// Those that a run with queues must find.
-    pub const QUEUES: [Self; 7] = [
+    pub const QUEUES: [Self; 8] = [
         Self::SettledEarly,
         Self::SettledNever,
         Self::FailureNotStored,
@@ -76,6 +78,7 @@ impl Planted {
         Self::LeasedTwice,
         Self::FailuresForgotten,
         Self::CreditIgnored,
+        Self::PurgeForgotten,
     ];
 
     /// Those that a run with groups must find.

@@ -11,8 +11,8 @@ use postrider_protocol::batch::{Batch, DecodeLimits};
 use postrider_protocol::entry::EntryIter;
 use postrider_protocol::frame::{Frame, FrameDecoder};
 use postrider_protocol::message::{
-    Ack, AckReply, AckRun, Consume, ConsumeReply, Credit, Lease, LeaseLost, LeaseRun, Renew,
-    Return, ReturnReply, SettleException, SettleProblem, Unsubscribe,
+    Ack, AckReply, AckRun, Consume, ConsumeReply, Credit, Lease, LeaseLost, LeaseRun, PurgeQueue,
+    Renew, Return, ReturnReply, SettleException, SettleProblem, Unsubscribe,
 };
 use postrider_protocol::types::{CorrelationId, MemberId, PartitionId, SubscriptionHandle};
 
@@ -23,6 +23,8 @@ use super::reader::topic_name;
 enum Asked {
     Consume(Consume, Now),
     Settle(Settling),
+    /// The messages that a purge will find at least.
+    Purge(Vec<((usize, u32), u64)>),
     Leave(SubscriptionHandle),
 }
 
@@ -116,6 +118,13 @@ impl Tap {
                     self.oracle.renews(now, id, renew.handle);
                 }
             }
+            Api::PurgeQueue => {
+                let Ok(purge) = frame.message::<PurgeQueue>() else { return };
+                if let Some(queue) = named(&self.oracle, &purge.topic, &purge.subscription) {
+                    let ends = self.oracle.asks_purge(queue);
+                    link.asked.insert(correlation, Asked::Purge(ends));
+                }
+            }
             Api::Unsubscribe => {
                 let Ok(Unsubscribe { handle }) = frame.message() else { return };
                 if link.attached.contains_key(&handle) {
@@ -157,6 +166,7 @@ impl Tap {
                     self.attached(id, at, &consume, &reply);
                 }
                 Some(Asked::Settle(settling)) => self.settled(settling, api, frame),
+                Some(Asked::Purge(ends)) => self.oracle.purged(&ends),
                 Some(Asked::Leave(handle)) => {
                     if let Some(link) = self.links.get_mut(&id) {
                         link.attached.remove(&handle);
@@ -198,11 +208,12 @@ impl Tap {
         };
         self.links.entry(id).or_default().attached.insert(handle, attachment);
         for at in &reply.partitions {
-            self.oracle.attached((queue, at.partition.0), at.leader_epoch.0);
+            self.oracle.attached((queue, at.partition.0), at.leader_epoch.0, at.sub_epoch);
             let out = HandOut {
                 holder: Holder { member, link: id, handle },
                 leader_epoch: at.leader_epoch.0,
                 dispatch_index: None,
+                sub_epoch: at.sub_epoch,
                 now: asked_at,
             };
             let asked = consume.held.iter().find(|held| held.partition == at.partition);
@@ -256,6 +267,7 @@ impl Tap {
             holder,
             leader_epoch: head.leader_epoch.0,
             dispatch_index: Some(head.dispatch_index.0),
+            sub_epoch: head.sub_epoch,
             now,
         };
         for run in &head.runs {
@@ -280,9 +292,14 @@ impl Tap {
 }
 
 fn known(oracle: &QueueOracle, consume: &Consume) -> Option<usize> {
-    oracle.queues.iter().position(|queue| {
-        topic_name(queue.topic) == consume.topic && queue.subscription == consume.subscription
-    })
+    named(oracle, &consume.topic, &consume.subscription)
+}
+
+fn named(oracle: &QueueOracle, topic: &str, subscription: &Option<String>) -> Option<usize> {
+    oracle
+        .queues
+        .iter()
+        .position(|queue| topic_name(queue.topic) == topic && queue.subscription == *subscription)
 }
 
 fn keys(entries: &Bytes) -> Vec<(u64, Bytes)> {

@@ -152,6 +152,8 @@ struct World {
     oracle: Oracle,
     cast: Cast,
     planted: Option<Planted>,
+    /// When queues are purged, if they are.
+    purges: Option<SimRandom>,
     /// Everybody acknowledges what he gets: the queues are to become empty.
     draining: bool,
     trace: Trace,
@@ -236,7 +238,8 @@ impl World {
                 for (topic, subscription) in [(0, Some("work".to_string())), (1, None)] {
                     let policy = roll_policy(&mut dice);
                     let bounds = roll_bounds(&subscription, &policy, &mut dice);
-                    tap.oracle.queues.push(Queue { topic, subscription, policy, bounds });
+                    let purged = false;
+                    tap.oracle.queues.push(Queue { topic, subscription, policy, bounds, purged });
                 }
                 server.tap = Some(tap);
                 vec![
@@ -269,6 +272,8 @@ impl World {
             oracle: Oracle::default(),
             cast,
             planted,
+            purges: (cast == Cast::Queues && seed.is_multiple_of(4))
+                .then(|| SimRandom::new(seed ^ 0x7075_7267_6500)),
             draining: false,
             trace: Trace::new(keep_trace),
             figures: Figures::default(),
@@ -449,9 +454,26 @@ impl World {
             self.trace.say(self.now, format_args!("{name} restarts"));
         }
         self.fill_disk();
+        self.purge();
         if self.cast == Cast::Groups {
             self.pause_somebody();
         }
+    }
+
+    /// In every fourth run somebody purges queues. Its dice are its own, so that the other runs stay what they were.
+    fn purge(&mut self) {
+        let Some(dice) = &mut self.purges else { return };
+        if !dice.one_in(700) {
+            return;
+        }
+        let queues = self.server.tap.as_ref().map_or(&[][..], |tap| &tap.oracle.queues);
+        let (Some(client), Some(queue)) =
+            (self.clients.first_mut(), queues.get(dice.index(queues.len())))
+        else {
+            return;
+        };
+        self.trace.say(self.now, format_args!("{} purges queue {}", client.name, queue.topic));
+        client.purge_queue(self.now, queue);
     }
 
     fn fill_disk(&mut self) {
