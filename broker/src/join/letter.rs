@@ -69,7 +69,7 @@ impl Source<'_> {
         add("dl.last_at", letter.last.to_string());
         add("dl.last_error", letter.reason.clone());
         if !letter.consumer.is_empty() {
-            add("dl.last_consumer", letter.consumer.clone());
+            add("dl.last_consumer", letter.consumer.as_str().to_string());
         }
         add("dl.hops", hops.saturating_add(1).to_string());
         if let Some(problem) = problem {

@@ -43,6 +43,7 @@ use super::queue_commands::{
     take_settled_runs,
 };
 use crate::delay::CancelHow;
+use crate::queue::ConsumerName;
 
 /// The version of bodies that name no consumer.
 pub(super) const BODY_VERSION: u8 = 1;
@@ -240,10 +241,10 @@ impl StateCommand {
     }
 
     /// Who had the messages that this is about, one by one; empty if nobody is known.
-    fn consumers(&self) -> Vec<&str> {
-        let names: Vec<&str> = match self {
-            Self::Return(returned) => returned.iter().map(|one| &*one.consumer).collect(),
-            Self::DeadIntent(intents) => intents.iter().map(|one| &*one.letter.consumer).collect(),
+    fn consumers(&self) -> Vec<&ConsumerName> {
+        let names: Vec<&ConsumerName> = match self {
+            Self::Return(returned) => returned.iter().map(|one| &one.consumer).collect(),
+            Self::DeadIntent(intents) => intents.iter().map(|one| &one.letter.consumer).collect(),
             Self::Settle(_)
             | Self::DeadDone(_)
             | Self::Seek { .. }
@@ -474,7 +475,7 @@ mod tests {
                 due: TimestampMs(77),
                 cause: ReturnCause::SessionLost,
                 reason: "out of memory".to_owned(),
-                consumer: "worker-3".to_owned(),
+                consumer: ConsumerName::new("worker-3"),
             }]),
             StateCommand::DeadIntent(vec![DeadIntent {
                 subscription,
@@ -489,7 +490,7 @@ mod tests {
                     first: TimestampMs(70),
                     last: TimestampMs(80),
                     reason: "no such customer".to_owned(),
-                    consumer: String::new(),
+                    consumer: ConsumerName::default(),
                 },
             }]),
             StateCommand::DeadDone(vec![DeadDone {

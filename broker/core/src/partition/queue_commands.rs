@@ -8,7 +8,8 @@ use postrider_protocol::types::{
 
 use super::snapshot::{put_varint, take_varint};
 use crate::queue::{
-    CONSUMER_BYTES_MAX, DeadCause, DeadLetter, DeadTarget, OffsetRange, ReturnCause, SettleHow, cut,
+    CONSUMER_BYTES_MAX, ConsumerName, DeadCause, DeadLetter, DeadTarget, OffsetRange, ReturnCause,
+    SettleHow, cut,
 };
 
 /// The longest reason that an entry holds, in bytes. Longer ones are cut.
@@ -44,8 +45,8 @@ pub struct Returned {
     pub cause: ReturnCause,
     /// What the consumer said, at most [`REASON_BYTES_MAX`].
     pub reason: String,
-    /// Who it was, by name; empty if that is not known.
-    pub consumer: String,
+    /// Who it was.
+    pub consumer: ConsumerName,
 }
 
 /// A message that is to be published in a dead letter topic.
@@ -134,26 +135,33 @@ pub(super) fn take_reason(input: &mut Reader<'_>) -> Result<String, DecodeError>
 /// The names of consumers behind what they belong to, which knows nothing of them: it is older.
 pub(super) fn put_consumers<'a>(
     out: &mut Writer<'_>,
-    consumers: impl ExactSizeIterator<Item = &'a str>,
+    consumers: impl ExactSizeIterator<Item = &'a ConsumerName>,
 ) {
     out.count(consumers.len());
-    consumers.for_each(|consumer| out.text(consumer));
+    consumers.for_each(|consumer| out.text(consumer.as_str()));
 }
 
 /// Gives the names to whom they belong; there are as many.
 pub(super) fn take_consumers<'a>(
     input: &mut Reader<'_>,
-    owners: impl ExactSizeIterator<Item = &'a mut String>,
+    owners: impl ExactSizeIterator<Item = &'a mut ConsumerName>,
 ) -> Result<(), DecodeError> {
     let count = input.count(2)?;
     if count != owners.len() {
         return Err(DecodeError::Invalid("number of consumers"));
     }
+    let mut last = ConsumerName::default();
     for owner in owners {
-        *owner = input.take()?;
-        if owner.len() > CONSUMER_BYTES_MAX {
-            return Err(DecodeError::StringTooLong(owner.len()));
+        let len: u16 = input.take()?;
+        let name = input.text(usize::from(len))?;
+        if name.len() > CONSUMER_BYTES_MAX {
+            return Err(DecodeError::StringTooLong(name.len()));
         }
+        // Neighbours often had the same one.
+        if last.as_str() != name {
+            last = ConsumerName::new(name);
+        }
+        *owner = last.clone();
     }
     Ok(())
 }
@@ -218,7 +226,7 @@ impl Wire for Returned {
             cause: input.take()?,
             reason: take_reason(input)?,
             // Stands behind them all.
-            consumer: String::new(),
+            consumer: ConsumerName::default(),
         })
     }
 }
@@ -265,7 +273,7 @@ impl Wire for DeadLetter {
             last: input.take()?,
             reason: take_reason(input)?,
             // Stands behind them all.
-            consumer: String::new(),
+            consumer: ConsumerName::default(),
         })
     }
 }

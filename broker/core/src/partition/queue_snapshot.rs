@@ -28,7 +28,8 @@ use postrider_protocol::types::{Offset, Sequence, SubscriptionId};
 use super::queue_commands::{put_consumers, put_runs, take_consumers, take_reason, take_runs};
 use super::snapshot::take_map;
 use crate::queue::{
-    DeadLetter, DeadTarget, Failure, Gone, OffsetRange, QueueState, SettledSet, Totals,
+    ConsumerName, DeadLetter, DeadTarget, Failure, Gone, OffsetRange, QueueState, SettledSet,
+    Totals,
 };
 
 impl Wire for QueueState {
@@ -92,8 +93,8 @@ pub(super) fn encode_consumers(queues: &BTreeMap<SubscriptionId, QueueState>) ->
     let mut bytes = BytesMut::new();
     let mut out = Writer::new(&mut bytes);
     for queue in queues.values() {
-        put_consumers(&mut out, queue.failures.values().map(|failure| &*failure.consumer));
-        put_consumers(&mut out, queue.dead.values().map(|letter| &*letter.consumer));
+        put_consumers(&mut out, queue.failures.values().map(|failure| &failure.consumer));
+        put_consumers(&mut out, queue.dead.values().map(|letter| &letter.consumer));
     }
     Some(bytes.freeze())
 }
@@ -194,7 +195,7 @@ impl Wire for Failure {
             last: input.take()?,
             reason: take_reason(input)?,
             // Stands in a section of its own.
-            consumer: String::new(),
+            consumer: ConsumerName::default(),
         })
     }
 }

@@ -5,14 +5,12 @@
 
 use std::collections::BTreeMap;
 
-/// The longest name of a consumer that is kept with a message that failed, in bytes. Longer ones are cut.
-pub const CONSUMER_BYTES_MAX: usize = 128;
+use super::consumer_name::ConsumerName;
 
 /// One consumer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Member {
-    /// For people; at most [`CONSUMER_BYTES_MAX`].
-    pub(super) name: String,
+    pub(super) name: ConsumerName,
     /// When it is given up, in monotonic ms; none while it is connected.
     pub(super) lost_at: Option<u64>,
     /// When it renewed its leases last, in monotonic ms.
@@ -37,14 +35,16 @@ impl Members {
     /// Attaches a consumer, or ends the grace of one that is away.
     pub(super) fn attach(&mut self, key: u64, name: &str, now_ms: u64) {
         let member = self.by_key.entry(key).or_insert_with(|| Member {
-            name: String::new(),
+            name: ConsumerName::default(),
             lost_at: None,
             renewed: now_ms,
             next_dispatch: 0,
             started: 0,
             leased: 0,
         });
-        cut(name, CONSUMER_BYTES_MAX).clone_into(&mut member.name);
+        if member.name.as_str() != name {
+            member.name = ConsumerName::new(name);
+        }
         member.lost_at = None;
         member.renewed = member.renewed.max(now_ms);
     }
@@ -93,8 +93,8 @@ impl Members {
     }
 
     /// The name of a consumer; empty if it is not known, or is nobody.
-    pub(super) fn name(&self, key: u64) -> String {
-        self.by_key.get(&key).map_or_else(String::new, |member| member.name.clone())
+    pub(super) fn name(&self, key: u64) -> ConsumerName {
+        self.by_key.get(&key).map(|member| member.name.clone()).unwrap_or_default()
     }
 
     /// Those whose grace is over.
@@ -119,10 +119,4 @@ impl Members {
     pub(super) fn all_released(&mut self) {
         self.by_key.values_mut().for_each(|member| member.leased = 0);
     }
-}
-
-/// As much of a text as fits, cut between characters.
-pub(crate) fn cut(text: &str, bytes_max: usize) -> &str {
-    let end = (0..=text.len().min(bytes_max)).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
 }

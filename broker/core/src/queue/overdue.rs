@@ -173,7 +173,7 @@ impl Dispatcher {
             attempts: held.attempt,
             target,
             reason: known.map_or_else(String::new, |failure| failure.reason.clone()),
-            consumer: known.map_or_else(String::new, |failure| failure.consumer.clone()),
+            consumer: known.map(|failure| failure.consumer.clone()).unwrap_or_default(),
         }
     }
 

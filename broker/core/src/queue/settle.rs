@@ -5,6 +5,7 @@
 use postrider_protocol::message::{AckRun, SettleException, SettleProblem};
 use postrider_protocol::types::Offset;
 
+use super::consumer_name::ConsumerName;
 use super::dispatch::{Committed, Dispatcher};
 use super::held::{Held, HeldState, NOBODY};
 use super::settled::OffsetRange;
@@ -29,7 +30,7 @@ pub(crate) enum Verdict {
         due_ms: u64,
         cause: ReturnCause,
         reason: String,
-        consumer: String,
+        consumer: ConsumerName,
     },
     /// It is dead.
     Die {
@@ -39,7 +40,7 @@ pub(crate) enum Verdict {
         attempts: u32,
         target: DeadTarget,
         reason: String,
-        consumer: String,
+        consumer: ConsumerName,
     },
 }
 

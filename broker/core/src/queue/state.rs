@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use postrider_protocol::types::{Offset, PartitionId, Sequence, TimestampMs, TopicId};
 
+use super::consumer_name::ConsumerName;
 use super::gone::Gone;
 use super::settled::{OffsetRange, SettledSet};
 
@@ -75,8 +76,8 @@ pub struct Failure {
     pub last: TimestampMs,
     /// What the consumer said last.
     pub reason: String,
-    /// Who had it last, by name; empty if that is not known.
-    pub consumer: String,
+    /// Who had it last.
+    pub consumer: ConsumerName,
 }
 
 /// Where dead letters go.
@@ -111,8 +112,8 @@ pub struct DeadLetter {
     pub last: TimestampMs,
     /// What the consumer said last.
     pub reason: String,
-    /// Who had it last, by name; empty if that is not known.
-    pub consumer: String,
+    /// Who had it last.
+    pub consumer: ConsumerName,
 }
 
 /// Messages that left the queue, by how. They count since the subscription began.

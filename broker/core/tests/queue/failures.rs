@@ -121,7 +121,7 @@ fn a_letter_says_who_had_its_message_last_though_it_waited_for_its_topic_under_a
     stage.wait(25);
     let letters: Vec<_> = stage.partition.dead_intents(QUEUE).collect();
     assert_eq!(letters.len(), 1, "the next leader knows the topic");
-    assert_eq!(letters[0].consumer, "consumer 4");
+    assert_eq!(letters[0].consumer.as_str(), "consumer 4");
 }
 
 /// A queue whose only message is dead.
@@ -145,7 +145,7 @@ fn a_message_that_failed_too_often_dies_and_is_handed_out_no_more() {
     let letters: Vec<_> = stage.partition.dead_intents(QUEUE).cloned().collect();
     assert_eq!(letters.len(), 1);
     assert_eq!((letters[0].failures, letters[0].reason.as_str()), (2, "no"));
-    assert_eq!(letters[0].consumer, "consumer 1");
+    assert_eq!(letters[0].consumer.as_str(), "consumer 1");
     assert!(!stage.is_settled(0), "it is settled when its letter is published");
     stage.change_leader();
     stage.attach(1);
