@@ -7,7 +7,7 @@ pub const PROTOCOL_VERSION: u16 = 1;
 /// Who sends a message of an api, and whether it is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
-    /// Client to broker, answered by exactly one reply with the same correlation id.
+    /// Client (or dialling broker) to broker, answered by exactly one reply with the same correlation id.
     Request,
     /// Client to broker, never answered by a reply; its correlation id is 0.
     OneWay,
@@ -190,4 +190,28 @@ apis! {
     GroupFenced = 76, Event;
     /// Members and partitions of a consumer group.
     DescribeGroup = 77, Request;
+    /// The connection is one between brokers.
+    PeerHello = 80, Request;
+    /// A call of the controller's Raft group.
+    RaftCall = 81, Request;
+    /// A broker lives.
+    Heartbeat = 82, Request;
+    /// Open a stream of a partition's entries at its leader.
+    OpenReplica = 83, Request;
+    /// Entries for a follower.
+    ReplicaEntries = 84, Event;
+    /// How far a follower is.
+    ReplicaAck = 85, OneWay;
+    /// Propose in-sync sets to the controller.
+    AlterIsr = 86, Request;
+    /// How far a replica's logs go.
+    ProbeEnd = 87, Request;
+    /// Register a broker.
+    JoinCluster = 88, Request;
+    /// A metadata command for the controller.
+    Propose = 89, Request;
+    /// A part of a snapshot.
+    FetchSnapshot = 90, Request;
+    /// Let others lead.
+    Resign = 91, Request;
 }

@@ -3,14 +3,14 @@
 //! values in this encoding.
 //!
 //! Everything is little-endian. A string is a `u16` length and UTF-8 bytes; a list a `u32` count and
-//! its items; an option a byte 0, or 1 and the value; a truth value a byte 0 or 1. Each value has exactly
+//! its items; bytes a `u32` length and the bytes; an option a byte 0, or 1 and the value; a truth value a byte 0 or 1. Each value has exactly
 //! one encoding, so what decodes encodes to the same bytes again.
 
-use bytes::{BufMut, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::types::{
-    ClusterId, CorrelationId, Durability, EntryIndex, LeaderEpoch, MemberId, NodeId, Offset,
-    PartitionId, ProducerEpoch, ProducerId, Sequence, StorageId, SubscriptionHandle,
+    ClusterId, CorrelationId, Durability, EntryIndex, Incarnation, LeaderEpoch, MemberId, NodeId,
+    Offset, PartitionId, ProducerEpoch, ProducerId, Sequence, StorageId, SubscriptionHandle,
     SubscriptionId, TimestampMs, TopicId, TopicKind,
 };
 
@@ -18,6 +18,9 @@ use crate::types::{
 pub const STRING_BYTES_MAX: usize = 1024;
 /// The most items that a list may have, whatever its frame's size.
 pub const LIST_ITEMS_MAX: u32 = 1 << 20;
+
+/// The most bytes that one value of type `Bytes` may have, whatever its frame's size.
+pub const BLOB_BYTES_MAX: usize = 64 << 20;
 
 /// Why bytes are not a message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -240,6 +243,7 @@ wire_newtypes!(
     ClusterId([u8; 16]),
     CorrelationId(u64),
     EntryIndex(u64),
+    Incarnation(u64),
     LeaderEpoch(u32),
     MemberId([u8; 16]),
     NodeId(u32),
@@ -317,6 +321,24 @@ impl Wire for String {
     fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         let len: u16 = input.take()?;
         Ok(input.text(usize::from(len))?.to_owned())
+    }
+}
+
+/// Bytes whose meaning is another layer's. Taking them copies them.
+impl Wire for Bytes {
+    const BYTES_MIN: usize = 4;
+
+    fn put(&self, out: &mut Writer<'_>) {
+        out.count(self.len());
+        out.bytes(self);
+    }
+
+    fn take(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let len: u32 = input.take()?;
+        match usize::try_from(len) {
+            Ok(fits) if fits <= BLOB_BYTES_MAX => Ok(Self::copy_from_slice(input.bytes(fits)?)),
+            _ => Err(DecodeError::ListTooLong(len)),
+        }
     }
 }
 

@@ -179,6 +179,16 @@ error_codes! {
     TopicFull = 42, Rejected, SameConnection;
     /// The partition remembers as many idempotency keys as it may: publish again when the oldest have expired.
     DedupCapacity = 43, Rejected, SameConnection;
+    /// Another broker is the controller.
+    NotController = 44, Rejected, RefreshMetadata;
+    /// The partition has fewer in-sync replicas than it needs.
+    NotEnoughReplicas = 45, Rejected, SameConnection;
+    /// A newer registration of the broker exists.
+    FencedIncarnation = 46, Rejected, Never;
+    /// Another broker than the wanted one was reached.
+    WrongNode = 47, Rejected, Never;
+    /// There is no such broker in the cluster.
+    UnknownBroker = 48, Rejected, Never;
     /// There is no such subscription.
     UnknownSubscription = 50, Rejected, Never;
     /// Another connection took the subscription over.

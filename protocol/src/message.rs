@@ -1,8 +1,8 @@
 //! Owns every message: its fields and, by the order of the fields, its body. Never frames one (`frame`
 //! does) and never acts on one. Driven by the client and by the broker.
 //!
-//! A body is the message's fields in order, encoded as `codec` says. `Publish`, `Confirm`, `Deliver` and
-//! `Lease` have fixed layouts of their own, since they carry the traffic.
+//! A body is the message's fields in order, encoded as `codec` says. `Publish`, `Confirm`, `Deliver`, `Lease`
+//! and `ReplicaEntries` have fixed layouts of their own, since they carry the traffic.
 
 use bytes::{Bytes, BytesMut};
 
@@ -17,8 +17,11 @@ mod group;
 mod hello;
 mod lease;
 mod metadata;
+mod peer;
 mod publish;
 mod queue;
+mod replica;
+mod replicate;
 mod run;
 mod subscribe;
 mod subscription;
@@ -44,6 +47,10 @@ pub use group::{
 pub use hello::{FEATURE_LZ4, FEATURE_ZSTD, Hello, HelloReply, Limits, Ping, PingReply};
 pub use lease::{LEASE_HEAD_BYTES, LEASE_RUN_BYTES, Lease, LeaseHead};
 pub use metadata::{BrokerAddress, Metadata, MetadataReply, PartitionMetadata, TopicMetadata};
+pub use peer::{
+    Heartbeat, HeartbeatReply, JoinCluster, JoinClusterReply, JoinOutcome, Joined, PeerHello,
+    PeerHelloReply, PeerIdentity, Propose, ProposeReply, RaftCall, RaftCallReply, RaftKind,
+};
 pub use publish::{
     AckLevel, OpenProducer, OpenProducerReply, PUBLISH_HEAD_BYTES, Publish, PublishHead,
 };
@@ -55,6 +62,13 @@ pub use queue::{
     ReleaseMessageReply, Renew, Return, ReturnAction, ReturnReply, SETTLE_MESSAGES_MAX,
     SettleProblem, WhyMessage, WhyMessageReply,
 };
+pub use replica::{
+    AlterIsr, AlterIsrReply, FetchSnapshot, FetchSnapshotReply, IsrChange, IsrMember, IsrVerdict,
+    LogPosition, OpenReplica, OpenReplicaReply, ProbeEnd, ProbeEndReply, ReplicaAck,
+    ReplicaDiverged, ReplicaEnd, ReplicaOpened, ReplicaProgress, ReplicaReset, ReplicaStart,
+    Resign, ResignReply, TopicPartition,
+};
+pub use replicate::{REPLICA_HEAD_BYTES, ReplicaEntries, ReplicaHead};
 pub use run::{AckRun, LeaseRun, RUNS_MAX, SettleException};
 pub use subscribe::{
     AckUpTo, AckUpToReply, Credit, Gap, GapReason, Seek, SeekReply, Seeked, Start, Subscribe,

@@ -73,6 +73,10 @@ number!(
     ProducerEpoch, u16
 );
 number!(
+    /// A registration of a broker, by which an older run of it is told apart; only rises. 0: none.
+    Incarnation, u64
+);
+number!(
     /// A message's number in a producer session on one partition, from 0.
     Sequence, u64
 );

@@ -20,20 +20,23 @@ use postrider_protocol::entry::{
 use postrider_protocol::error::ErrorBody;
 use postrider_protocol::frame::{FLAG_ERROR, FLAG_REPLY, Frame, FrameDecoder, FrameError};
 use postrider_protocol::message::{
-    Ack, AckReply, AckUpTo, AckUpToReply, AlterQueue, AlterQueueReply, AlterTopic, AlterTopicReply,
-    CancelDelayed, CancelDelayedReply, Confirm, Consume, ConsumeReply, CreateQueue,
-    CreateQueueReply, CreateSubscription, CreateSubscriptionReply, CreateTopic, CreateTopicReply,
-    Credit, DeleteSubscription, DeleteSubscriptionReply, DeleteTopic, DeleteTopicReply, Deliver,
-    DescribeDelayed, DescribeDelayedReply, DescribeGroup, DescribeGroupReply, DescribeQueue,
-    DescribeQueueReply, DescribeTopic, DescribeTopicReply, Gap, GroupAssigned, GroupFenced,
-    GroupHeartbeat, GroupReleased, GroupReleasedReply, GroupRevoked, Hello, HelloReply, JoinGroup,
-    JoinGroupReply, Lease, LeaseLost, LeaveGroup, LeaveGroupReply, Limits, ListOffsets,
-    ListOffsetsReply, ListPatterns, ListPatternsReply, ListSubscriptions, ListSubscriptionsReply,
-    Message, Metadata, MetadataReply, OpenProducer, OpenProducerReply, Ping, PingReply, Publish,
-    PublishAtomic, PublishDelayed, PurgeQueue, PurgeQueueReply, RedriveLetters,
-    RedriveLettersReply, ReleaseMessage, ReleaseMessageReply, Renew, Return, ReturnReply, Seek,
-    SeekReply, Seeked, Subscribe, SubscribeReply, SubscriptionClosed, Unsubscribe,
-    UnsubscribeReply, WhyMessage, WhyMessageReply,
+    Ack, AckReply, AckUpTo, AckUpToReply, AlterIsr, AlterIsrReply, AlterQueue, AlterQueueReply,
+    AlterTopic, AlterTopicReply, CancelDelayed, CancelDelayedReply, Confirm, Consume, ConsumeReply,
+    CreateQueue, CreateQueueReply, CreateSubscription, CreateSubscriptionReply, CreateTopic,
+    CreateTopicReply, Credit, DeleteSubscription, DeleteSubscriptionReply, DeleteTopic,
+    DeleteTopicReply, Deliver, DescribeDelayed, DescribeDelayedReply, DescribeGroup,
+    DescribeGroupReply, DescribeQueue, DescribeQueueReply, DescribeTopic, DescribeTopicReply,
+    FetchSnapshot, FetchSnapshotReply, Gap, GroupAssigned, GroupFenced, GroupHeartbeat,
+    GroupReleased, GroupReleasedReply, GroupRevoked, Heartbeat, HeartbeatReply, Hello, HelloReply,
+    JoinCluster, JoinClusterReply, JoinGroup, JoinGroupReply, Lease, LeaseLost, LeaveGroup,
+    LeaveGroupReply, Limits, ListOffsets, ListOffsetsReply, ListPatterns, ListPatternsReply,
+    ListSubscriptions, ListSubscriptionsReply, Message, Metadata, MetadataReply, OpenProducer,
+    OpenProducerReply, OpenReplica, OpenReplicaReply, PeerHello, PeerHelloReply, Ping, PingReply,
+    ProbeEnd, ProbeEndReply, Propose, ProposeReply, Publish, PublishAtomic, PublishDelayed,
+    PurgeQueue, PurgeQueueReply, RaftCall, RaftCallReply, RedriveLetters, RedriveLettersReply,
+    ReleaseMessage, ReleaseMessageReply, Renew, ReplicaAck, ReplicaEntries, Resign, ResignReply,
+    Return, ReturnReply, Seek, SeekReply, Seeked, Subscribe, SubscribeReply, SubscriptionClosed,
+    Unsubscribe, UnsubscribeReply, WhyMessage, WhyMessageReply,
 };
 use postrider_protocol::rebuild::{EntryRecords, rebuild};
 use postrider_protocol::record::Record;
@@ -179,6 +182,18 @@ fn asked(api: Api) -> fn(Bytes) {
         Api::LeaveGroup => exact::<LeaveGroup>,
         Api::GroupFenced => exact::<GroupFenced>,
         Api::DescribeGroup => exact::<DescribeGroup>,
+        Api::PeerHello => exact::<PeerHello>,
+        Api::RaftCall => exact::<RaftCall>,
+        Api::Heartbeat => exact::<Heartbeat>,
+        Api::OpenReplica => exact::<OpenReplica>,
+        Api::ReplicaEntries => replica_entries,
+        Api::ReplicaAck => exact::<ReplicaAck>,
+        Api::AlterIsr => exact::<AlterIsr>,
+        Api::ProbeEnd => exact::<ProbeEnd>,
+        Api::JoinCluster => exact::<JoinCluster>,
+        Api::Propose => exact::<Propose>,
+        Api::FetchSnapshot => exact::<FetchSnapshot>,
+        Api::Resign => exact::<Resign>,
     }
 }
 
@@ -217,6 +232,16 @@ fn answered(api: Api) -> fn(Bytes) {
         Api::GroupReleased => exact::<GroupReleasedReply>,
         Api::LeaveGroup => exact::<LeaveGroupReply>,
         Api::DescribeGroup => exact::<DescribeGroupReply>,
+        Api::PeerHello => exact::<PeerHelloReply>,
+        Api::RaftCall => exact::<RaftCallReply>,
+        Api::Heartbeat => exact::<HeartbeatReply>,
+        Api::OpenReplica => exact::<OpenReplicaReply>,
+        Api::AlterIsr => exact::<AlterIsrReply>,
+        Api::ProbeEnd => exact::<ProbeEndReply>,
+        Api::JoinCluster => exact::<JoinClusterReply>,
+        Api::Propose => exact::<ProposeReply>,
+        Api::FetchSnapshot => exact::<FetchSnapshotReply>,
+        Api::Resign => exact::<ResignReply>,
         Api::Publish
         | Api::PublishDelayed
         | Api::PublishAtomic
@@ -232,7 +257,9 @@ fn answered(api: Api) -> fn(Bytes) {
         | Api::GroupAssigned
         | Api::GroupRevoked
         | Api::GroupHeartbeat
-        | Api::GroupFenced => |_no_reply| (),
+        | Api::GroupFenced
+        | Api::ReplicaEntries
+        | Api::ReplicaAck => |_no_reply| (),
     }
 }
 
@@ -270,6 +297,13 @@ fn deliver(body: Bytes) {
     exact::<Deliver>(body.clone());
     if let Ok(deliver) = Deliver::decode(body) {
         check_entries(&deliver.entries);
+    }
+}
+
+fn replica_entries(body: Bytes) {
+    exact::<ReplicaEntries>(body.clone());
+    if let Ok(message) = ReplicaEntries::decode(body) {
+        check_entries(&message.entries);
     }
 }
 

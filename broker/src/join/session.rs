@@ -199,6 +199,7 @@ impl Session {
             }
             Direction::OneWay if api == Api::GroupHeartbeat => self.group_heartbeat(now, frame),
             Direction::OneWay if api == Api::Renew => self.renew(now, frame),
+            Direction::OneWay if api == Api::ReplicaAck => Err(self.end_with(header, no_peer(api))),
             Direction::OneWay => self.credit(frame),
             Direction::Request if api == Api::Hello => self.hello(now, &mut inbound, frame),
             Direction::Request => {
@@ -272,7 +273,9 @@ impl Session {
             | Api::GroupAssigned
             | Api::GroupRevoked
             | Api::GroupHeartbeat
-            | Api::GroupFenced => unreachable!("no request, or handled before"),
+            | Api::GroupFenced
+            | Api::ReplicaEntries
+            | Api::ReplicaAck => unreachable!("no request, or handled before"),
             Api::JoinGroup => {
                 self.parse(frame).map(|request| self.join_group(now, header, request))
             }
@@ -285,6 +288,16 @@ impl Session {
             Api::DescribeGroup => {
                 self.parse(frame).map(|request| self.describe_group(now, header, &request))
             }
+            Api::PeerHello
+            | Api::RaftCall
+            | Api::Heartbeat
+            | Api::OpenReplica
+            | Api::AlterIsr
+            | Api::ProbeEnd
+            | Api::JoinCluster
+            | Api::Propose
+            | Api::FetchSnapshot
+            | Api::Resign => Ok(Err(no_peer(api))),
             Api::CreateQueue => {
                 self.parse(frame).map(|request| self.create_queue(now, header, request))
             }
@@ -431,6 +444,21 @@ impl Session {
     fn reader_of(&self, handle: SubscriptionHandle) -> ErrorBody {
         let text = format!("there is no subscription with handle {handle} on this connection");
         ErrorBody::new(ErrorCode::UnknownSubscription, text)
+    }
+}
+
+/// What a session says to requests between brokers. A connection of a peer leaves its session with
+/// `PeerHello` where peers are served.
+fn no_peer(api: Api) -> ErrorBody {
+    match api {
+        Api::PeerHello => ErrorBody::new(
+            ErrorCode::Unsupported,
+            "PeerHello must be the first request after Hello, and this broker must serve peers",
+        ),
+        _ => ErrorBody::new(
+            ErrorCode::NotNegotiated,
+            format!("{} is for brokers: send PeerHello first", api.name()),
+        ),
     }
 }
 

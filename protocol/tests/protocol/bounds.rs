@@ -19,6 +19,7 @@ fn every_cut_of_every_body_is_refused() {
                 "confirm" => decoded.is_ok_and(|(_, again)| again == body.slice(..cut)),
                 name if name.starts_with("publish") => cut >= 64,
                 "deliver" => cut >= 40,
+                "replica-entries" => cut >= 56,
                 "lease" => cut >= 40 + 3 * 20,
                 _ => false,
             };
@@ -31,7 +32,9 @@ fn every_cut_of_every_body_is_refused() {
 #[test]
 fn a_byte_too_many_is_refused() {
     for sample in samples::all() {
-        if sample.name.starts_with("publish") || matches!(sample.name, "deliver" | "lease") {
+        if sample.name.starts_with("publish")
+            || matches!(sample.name, "deliver" | "lease" | "replica-entries")
+        {
             continue; // batches and entries are checked later
         }
         let long = [samples::body_of(&sample).as_ref(), &[0]].concat();

@@ -115,12 +115,16 @@ fn written_type(rust: &str) -> String {
         return format!("({}, {})", written_type(a), written_type(b));
     }
     let word = match rust {
-        "ClusterId" | "MemberId" | "TopicId" | "SubscriptionId" | "[u8; 16]" => "16 bytes",
+        "ClusterId" | "MemberId" | "StorageId" | "TopicId" | "SubscriptionId" | "[u8; 16]" => {
+            "16 bytes"
+        }
         "LeaderEpoch" | "NodeId" | "PartitionId" | "SubscriptionHandle" => "u32",
-        "EntryIndex" | "Offset" | "TimestampMs" => "u64",
+        "EntryIndex" | "Incarnation" | "Offset" | "TimestampMs" => "u64",
         "ProducerEpoch" => "u16",
         "ProducerId" => "i64",
         "String" => "string",
+        "Bytes" => "bytes",
+        "RaftKind" => "raft kind",
         "TopicKind" => "kind",
         "Durability" => "durability",
         "ErrorCode" => "error code",
@@ -166,6 +170,8 @@ fn the_document_lists_every_field_of_every_message_in_order() {
         "queue",
         "run",
         "group",
+        "peer",
+        "replica",
     ] {
         let path = format!("{}/src/message/{file}.rs", env!("CARGO_MANIFEST_DIR"));
         for (name, fields) in structs(&std::fs::read_to_string(path).unwrap()) {

@@ -10,6 +10,7 @@ mod frame;
 mod golden;
 mod group_samples;
 mod partition;
+mod peer_samples;
 mod properties;
 mod queue;
 mod queue_samples;

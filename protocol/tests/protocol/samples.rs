@@ -30,7 +30,7 @@ use postrider_protocol::{
     },
 };
 
-use crate::{delay_samples, group_samples, queue_samples};
+use crate::{delay_samples, group_samples, peer_samples, queue_samples};
 
 /// What became of decoding a body: the message in words, and its bytes when encoded again.
 pub(crate) type Recoded = Result<(String, Bytes), DecodeError>;
@@ -108,6 +108,8 @@ pub(crate) fn all() -> Vec<Sample> {
         queue_samples::consuming(),
         queue_samples::managing(),
         group_samples::grouping(),
+        peer_samples::peering(),
+        peer_samples::replicating(),
     ]
     .into_iter()
     .flatten()
