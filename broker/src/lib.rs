@@ -12,6 +12,7 @@ pub mod config;
 pub mod join;
 pub mod metrics;
 mod net;
+pub mod peer;
 mod run;
 mod server;
 mod systemd;

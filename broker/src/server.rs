@@ -34,7 +34,8 @@ use crate::clock::{self, Clock};
 use crate::config::{Address, Config, ConfigError};
 use crate::join::{Broker, BrokerOpenError};
 use crate::metrics::{self, ProcessSample, Sample};
-use crate::net::{self, BufferPool, KeepAlive, NetCounters, Registry, Shared, Timeouts};
+use crate::net::{self, BufferPool, KeepAlive, NetCounters, Peers, Registry, Shared, Timeouts};
+use crate::peer::{PeerOptions, PeerServer};
 use crate::systemd::Notifier;
 
 /// How often retention, snapshots and timers are looked at.
@@ -189,6 +190,17 @@ impl Server {
     /// # Errors
     /// A port is taken, or the data directory is not usable, belongs to a running server, or is damaged.
     pub async fn start(config: Config) -> Result<Self, StartError> {
+        Self::start_with_peers(config, None).await
+    }
+
+    /// The same, with what serves the connections of other brokers; without it they are refused.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub async fn start_with_peers(
+        config: Config,
+        peers: Option<(Arc<dyn PeerServer>, PeerOptions)>,
+    ) -> Result<Self, StartError> {
         config.validate()?;
         let keepalive = KeepAlive(config.net.keepalive_interval);
         let listener = bind("server.listen", &config.server.listen, config.net.backlog, keepalive)?;
@@ -216,8 +228,9 @@ impl Server {
         let (ticker, failed) = Ticker::start(broker.clone(), clock).map_err(StartError::Threads)?;
 
         let registry = Arc::new(Registry::default());
-        let shared =
-            Arc::new(shared(&config, broker.clone(), clock, counters, Arc::clone(&registry)));
+        let mut shared = shared(&config, broker.clone(), clock, counters, Arc::clone(&registry));
+        shared.peers = peers.map(|(server, options)| Peers { server, options });
+        let shared = Arc::new(shared);
         let (clients, stop_accepting) = (TaskTracker::new(), CancellationToken::new());
         clients.spawn(net::accept(listener, shared, clients.clone(), stop_accepting.clone()));
 
@@ -389,7 +402,8 @@ fn shared(
         clock,
         counters,
         registry,
-        pool: BufferPool::new(size(net.buffer_pool_bytes.0)),
+        pool: Arc::new(BufferPool::new(size(net.buffer_pool_bytes.0))),
+        peers: None,
         timeouts: Timeouts {
             handshake: net.handshake_timeout,
             frame: net.frame_timeout,

@@ -11,6 +11,9 @@
 //!           read           receive               transmit               write
 //! ```
 //! The arrows from left to right are tried in this order until none of them moves anything.
+//! A connection whose first request is `PeerHello` is handed over to `peer`, where peers are served, once all
+//! before it is answered.
+//!
 //! Nothing is read while the client does not take what is ready for it, nor while the session has too
 //! much in flight: the kernel's window then slows the client down.
 
@@ -22,8 +25,11 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use postrider_protocol::api::Api;
 use postrider_protocol::error::{ErrorBody, ErrorCode};
-use postrider_protocol::frame::{FrameDecoder, FrameError, HELLO_BODY_BYTES_MAX, connection_error};
+use postrider_protocol::frame::{
+    Frame, FrameDecoder, FrameError, HELLO_BODY_BYTES_MAX, connection_error,
+};
 use tokio::io::{AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -35,6 +41,7 @@ use super::counters::CloseReason;
 use super::input::Input;
 use super::signal::Signal;
 use crate::join::{Session, Transmit, TransmitState};
+use crate::peer::inbound::{self, Accepted};
 
 /// Rounds of read and write before other connections get their turn: at most a few MiB.
 const ROUNDS_MAX: u32 = 8;
@@ -54,11 +61,13 @@ const LINGER_BYTES_MAX: usize = 1 << 20;
 struct End {
     reason: CloseReason,
     last: Option<Bytes>,
+    /// It ends for its session only: a peer goes on with it.
+    peer: Option<Frame>,
 }
 
 impl End {
     fn silent(reason: CloseReason) -> Self {
-        Self { reason, last: None }
+        Self { reason, last: None, peer: None }
     }
 }
 
@@ -86,6 +95,10 @@ struct Connection {
     /// A read from disk that the session waits for.
     loading: Option<JoinHandle<io::Result<()>>>,
     negotiated: bool,
+    /// A request has come since `Hello`.
+    requested: bool,
+    /// The `PeerHello` that came first.
+    peer: Option<Frame>,
     /// The client will send no more.
     ended: bool,
     paused: bool,
@@ -107,7 +120,11 @@ pub(super) async fn serve(
     shared: Arc<Shared>,
 ) -> CloseReason {
     let mut connection = Connection::new(stream, session, signal, shared);
-    let end = poll_fn(|cx| connection.poll(cx)).await;
+    let mut end = poll_fn(|cx| connection.poll(cx)).await;
+    if let Some(hello) = end.peer.take() {
+        // Boxed: clients' tasks are not to be larger by what peers need.
+        return Box::pin(connection.hand_over(hello)).await;
+    }
     let reason = end.reason;
     if !matches!(reason, CloseReason::Broken | CloseReason::SlowReader) {
         // What the client does not take within this time is lost to it; it has gone or misbehaved.
@@ -132,6 +149,8 @@ impl Connection {
             pending: true,
             loading: None,
             negotiated: false,
+            requested: false,
+            peer: None,
             ended: false,
             paused: false,
             blocked: None,
@@ -163,8 +182,12 @@ impl Connection {
         }
         let read = self.read(cx)?;
         let written = self.write(cx)?;
+        let quiet = !self.pending && self.output.is_empty() && self.session.is_settled();
+        if quiet && let Some(hello) = self.peer.take() {
+            return Err(End { reason: CloseReason::Client, last: None, peer: Some(hello) });
+        }
         let leaving = self.ended || self.signal.is_draining();
-        if leaving && !self.pending && self.output.is_empty() && self.session.is_settled() {
+        if leaving && quiet {
             let reason = if self.ended { CloseReason::Client } else { CloseReason::Shutdown };
             return Err(End::silent(reason));
         }
@@ -212,8 +235,17 @@ impl Connection {
                 Err(error) => break Err(self.refuse(&error)),
             };
             frames += 1;
+            if self.is_peer(&frame) {
+                self.peer = Some(frame);
+                break Ok(());
+            }
+            self.requested |= self.negotiated;
             if let Err(end) = self.session.receive(now, frame) {
-                break Err(End { reason: CloseReason::Error, last: Some(end.into_frame()) });
+                break Err(End {
+                    reason: CloseReason::Error,
+                    last: Some(end.into_frame()),
+                    peer: None,
+                });
             }
             if !self.negotiated {
                 // Only `Hello` is received first.
@@ -224,6 +256,25 @@ impl Connection {
         self.pending |= frames > 0;
         self.shared.counters.frames_received.add(frames);
         result
+    }
+
+    /// Whether another broker begins to use the connection.
+    fn is_peer(&self, frame: &Frame) -> bool {
+        self.negotiated
+            && !self.requested
+            && self.shared.peers.is_some()
+            && frame.header.api == Api::PeerHello as u16
+            && frame.header.flags == 0
+    }
+
+    /// Leaves socket and input to `peer`; the session ends.
+    async fn hand_over(self, hello: Frame) -> CloseReason {
+        let Self { stream, session, signal, shared, input, .. } = self;
+        drop(session);
+        let peers = shared.peers.clone().expect("is_peer asks for it");
+        let (server, options) = (peers.server, peers.options);
+        let pool = Arc::clone(&shared.pool);
+        inbound::serve(Accepted { stream, input, hello, signal, pool, server, options }).await
     }
 
     fn refuse(&self, error: &FrameError) -> End {
@@ -238,11 +289,12 @@ impl Connection {
 
     fn error(&self, reason: CloseReason, code: ErrorCode, message: String) -> End {
         self.shared.counters.error(code);
-        End { reason, last: Some(connection_error(&ErrorBody::new(code, message))) }
+        End { reason, last: Some(connection_error(&ErrorBody::new(code, message))), peer: None }
     }
 
     fn may_read(&mut self) -> bool {
-        if self.ended || self.signal.is_draining() || !self.output.is_empty() {
+        if self.ended || self.peer.is_some() || self.signal.is_draining() || !self.output.is_empty()
+        {
             return false;
         }
         let paused = !self.session.may_receive();
