@@ -135,6 +135,7 @@ pub mod metadata;
 mod now;
 pub mod partition;
 pub mod queue;
+pub mod replica;
 pub mod retention;
 pub mod thinning;
 
