@@ -9,7 +9,7 @@
 use postrider_protocol::types::{EntryIndex, Offset};
 
 /// A position between two entries: the index and the offset of what comes next.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct Position {
     /// The index of the next entry.
     pub index: EntryIndex,

@@ -9,7 +9,7 @@ use crate::cursors::Position;
 
 /// Where each leadership begins, oldest first. Both columns rise strictly: an `EpochStart` entry makes
 /// every epoch non-empty.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct EpochTable {
     rows: Vec<(LeaderEpoch, Position)>,
 }
@@ -28,6 +28,18 @@ impl EpochTable {
             );
         }
         self.rows.push((epoch, start));
+    }
+
+    /// Whether these may follow, in this order.
+    #[must_use]
+    pub fn is_continued_by(&self, more: &[(LeaderEpoch, Position)]) -> bool {
+        let mut last = self.last();
+        more.iter().all(|next| {
+            let before = last.replace(*next);
+            before.is_none_or(|(epoch, start)| {
+                epoch < next.0 && start.index < next.1.index && start.at_or_before(next.1)
+            })
+        })
     }
 
     /// Forgets the epochs that begin at or after `to`, which is the log's new end.
