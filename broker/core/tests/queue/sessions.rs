@@ -56,3 +56,23 @@ fn a_session_of_the_brokers_own_never_expires() {
     let again = stage.publish_head(&head, true);
     assert!(matches!(again, Outcome::Duplicate { .. }), "{again:?}");
 }
+
+/// An entry stores the low 31 bits of a sequence: a session must not lose the rest where they wrap.
+#[test]
+fn a_session_goes_on_where_the_31_bits_that_an_entry_stores_wrap() {
+    const WRAP: u64 = 1 << 31;
+    const SEQUENCES: [u64; 7] =
+        [WRAP - 2, WRAP - 1, WRAP, WRAP + 1, 2 * WRAP - 1, 2 * WRAP, 2 * WRAP + 1];
+    let mut stage = Stage::new(policy());
+    for sequence in SEQUENCES {
+        let head = stage.head(CLIENT, sequence);
+        let first = stage.publish_head(&head, false);
+        assert!(matches!(first, Outcome::Committed { .. }), "{sequence}: {first:?}");
+    }
+    stage.change_leader();
+    for sequence in SEQUENCES {
+        let head = stage.head(CLIENT, sequence);
+        let again = stage.publish_head(&head, false);
+        assert!(matches!(again, Outcome::Duplicate { .. }), "{sequence}: {again:?}");
+    }
+}
