@@ -24,7 +24,7 @@ use crate::join::depths::Sampler;
 use crate::join::expiry;
 use crate::join::hub::Hub;
 use crate::join::partition::PartitionHandle;
-use crate::join::topic::TopicHandle;
+use crate::join::topic::{TopicHandle, newest};
 
 /// Partitions looked at per tick.
 const PARTITIONS_PER_TICK: u32 = 512;
@@ -196,7 +196,7 @@ fn visit(hub: &Hub, topic: &TopicHandle, id: PartitionId, config: &TopicConfig, 
         retention_bytes: config.retention_bytes,
         passed: None,
     };
-    let is_bounded = config.kind == TopicKind::Log && config.bounds.sheds();
+    let is_bounded = newest(config) > 0;
     if (limits == RetentionLimits::default() && !is_bounded) || !topic.is_used(id) {
         return;
     }

@@ -193,8 +193,7 @@ impl Leader {
         outbox: &Arc<Outbox>,
         turn: &Turn<'_>,
     ) {
-        self.count_kept(partition);
-        let request = request(partition, publish, keys, outbox);
+        let request = self.request(partition, publish, keys, outbox);
         let decision = self.core.publish(turn.now, request, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
@@ -209,16 +208,29 @@ impl Leader {
         turn: &Turn<'_>,
     ) {
         let PublishAtomic { at, publish } = atomic;
-        self.count_kept(partition);
-        let request = request(partition, publish, keys, outbox);
+        let request = self.request(partition, publish, keys, outbox);
         let decision = self.core.publish_atomic(turn.now, request, *at, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
 
-    /// Tells how many messages a bounded log topic keeps.
-    fn count_kept(&mut self, partition: &PartitionHandle) {
-        if self.core.may_be_full() && partition.counts_kept() {
+    /// What core is asked, and told before: how many messages a bounded log topic keeps.
+    fn request<'a>(
+        &mut self,
+        partition: &PartitionHandle,
+        publish: &'a Publish,
+        keys: &'a [Keyed],
+        outbox: &Arc<Outbox>,
+    ) -> PublishRequest<'a, Route> {
+        if partition.counts_kept() && self.core.may_be_full() {
             self.core.count_kept_from(partition.log_start());
+        }
+        PublishRequest {
+            head: &publish.head,
+            batch: &publish.batch,
+            keys,
+            connection: ConnectionId(outbox.session),
+            producer_ids_end: partition.hub.producer_ids_end(),
+            route: Route::Publish(Arc::clone(outbox)),
         }
     }
 
@@ -721,22 +733,6 @@ fn refused(partition: &PartitionHandle, route: &Route, error: ErrorBody, turn: &
 }
 
 /// A client's publish, for the core.
-fn request<'a>(
-    partition: &PartitionHandle,
-    publish: &'a Publish,
-    keys: &'a [Keyed],
-    outbox: &Arc<Outbox>,
-) -> PublishRequest<'a, Route> {
-    PublishRequest {
-        head: &publish.head,
-        batch: &publish.batch,
-        keys,
-        connection: ConnectionId(outbox.session),
-        producer_ids_end: partition.hub.producer_ids_end(),
-        route: Route::Publish(Arc::clone(outbox)),
-    }
-}
-
 fn count_outcome(partition: &PartitionHandle, run: &ConfirmRun) {
     let counters = &partition.hub.counters;
     let count = u64::from(run.count);

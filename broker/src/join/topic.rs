@@ -221,7 +221,7 @@ fn ttl_ms(config: &TopicConfig) -> u64 {
 }
 
 /// How many of the newest messages are delivered to streams; 0 = all.
-fn newest(config: &TopicConfig) -> u64 {
+pub(crate) fn newest(config: &TopicConfig) -> u64 {
     match config.kind {
         TopicKind::Log if config.bounds.sheds() => config.bounds.max_messages.unwrap_or(0),
         TopicKind::Log | TopicKind::Queue => 0,

@@ -227,3 +227,27 @@ fn segments_that_newer_messages_have_passed_leave_the_disk() {
     let _attached = reader.subscribe(1, "log", None);
     assert_eq!(delivered(&mut reader), [96, 97, 98, 99]);
 }
+
+#[test]
+fn a_full_log_rejects_delayed_messages_too() {
+    let disk = SimDisk::new(1);
+    let broker = open_sim(&disk);
+    let mut peer = create(&broker, TopicBounds { max_messages: Some(2), ..NONE });
+    publish_range(&mut peer, "log", 0..2, 1);
+    drop(peer);
+    disk.crash(CrashKind::Power);
+    drop(broker);
+    // The first publish of a leadership is a delayed one.
+    let broker = open_sim(&disk.reopen());
+    let mut peer = Peer::new(&broker);
+    let metadata: MetadataReply = peer.ask(&Metadata { topics: vec!["log".to_string()] }).unwrap();
+    let (id, epoch) = (metadata.topics[0].id, metadata.topics[0].partitions[0].leader_epoch);
+    let publish = publish(id, epoch, ProducerId::NONE, 0, &["later"]);
+    peer.send_event(&PublishDelayed { deliver_at: later(TTL_MS).wall, publish });
+    peer.settle();
+    let outcome = peer.confirms().pop().unwrap().outcome;
+    assert!(
+        matches!(&outcome, Outcome::Rejected { error } if error.code == ErrorCode::TopicFull),
+        "{outcome:?}"
+    );
+}

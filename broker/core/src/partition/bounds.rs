@@ -67,7 +67,7 @@ impl<R: Clone> Partition<R> {
     /// # Errors
     /// `TopicFull`; the producer may publish again later.
     pub(super) fn check_room(&self, count: u32) -> Result<(), ErrorBody> {
-        let Some(max) = self.bounds.max_messages.filter(|_| !self.bounds.sheds()) else {
+        let Some(max) = self.bounds.max_messages.filter(|_| self.may_be_full()) else {
             return Ok(());
         };
         let held = self.held_messages();
@@ -95,13 +95,13 @@ impl<R: Clone> Partition<R> {
 
     /// See the module.
     fn held_messages(&self) -> u64 {
-        let committed = self.state.end().offset;
-        let unsettled = self.state.queues().map(|(_id, queue)| queue.unsettled(committed)).max();
-        let in_flight = self.tail_end.offset.0 - committed.0;
         let delayed = self.state.delays().messages() + self.agenda.appended_messages();
         if let Some(start) = self.kept_from {
             return self.tail_end.offset.0.saturating_sub(start.0) + delayed;
         }
+        let committed = self.state.end().offset;
+        let unsettled = self.state.queues().map(|(_id, queue)| queue.unsettled(committed)).max();
+        let in_flight = self.tail_end.offset.0 - committed.0;
         unsettled.map_or(0, |unsettled| unsettled + in_flight) + delayed
     }
 }

@@ -23,7 +23,7 @@ impl Leader {
         turn: &Turn<'_>,
     ) {
         let PublishDelayed { deliver_at, publish } = delayed;
-        let request = super::request(partition, publish, keys, outbox);
+        let request = self.request(partition, publish, keys, outbox);
         let decision = self.core.publish_delayed(turn.now, request, *deliver_at, &mut self.effects);
         self.charge_and_follow(partition, decision, publish.batch.body.len(), outbox);
     }
