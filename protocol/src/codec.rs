@@ -3,8 +3,8 @@
 //! values in this encoding.
 //!
 //! Everything is little-endian. A string is a `u16` length and UTF-8 bytes; a list a `u32` count and
-//! its items; bytes a `u32` length and the bytes; an option a byte 0, or 1 and the value; a truth value a byte 0 or 1. Each value has exactly
-//! one encoding, so what decodes encodes to the same bytes again.
+//! its items; bytes a `u32` length and the bytes; an option a byte 0, or 1 and the value; a truth value a
+//! byte 0 or 1. Each value has exactly one encoding, so what decodes encodes to the same bytes again.
 
 use bytes::{BufMut, Bytes, BytesMut};
 

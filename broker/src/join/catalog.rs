@@ -300,7 +300,6 @@ impl Catalog {
                     state.lose(wakes);
                     state.leading = Some(Leading { term, tail: state.committed.clone() });
                 }
-                MetadataEvent::Lost => state.lose(wakes),
                 MetadataEvent::Applied { index, term, command } => {
                     self.apply(state, (index, term), &command, wakes);
                 }

@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   catalog: check against the tail --> append(term) ---> the log ---> take(): Applied, in order, everywhere
-//!                                                              \-----> take(): Leading | Lost, as leaderships pass
+//!                                                              \-----> take(): Leading, as leaderships begin
 //! ```
 //! The order of `append`s in one term is the order of the log, and only who leads a term appends in it: so
 //! the catalog knows that what it checked against its tail is applied to exactly that.
@@ -25,14 +25,12 @@ use crate::join::leader::refusal;
 
 /// What the log of commands has to tell, in the order in which it happened.
 pub(crate) enum MetadataEvent {
-    /// This broker orders the commands from here on; everything before is applied.
+    /// This broker orders the commands from here on; everything before is applied, and what it appended in a term
+    /// before and is not applied is lost.
     Leading {
         /// In this term.
         term: u64,
     },
-    /// It does so no more: what it appended and what is not applied yet may be lost.
-    #[expect(dead_code, reason = "the log of one broker is never lost; that of a cluster is")]
-    Lost,
     /// A command is committed.
     Applied {
         /// Its entry.

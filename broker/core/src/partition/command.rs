@@ -2,7 +2,8 @@
 //! leader, which writes them, and by the fold, which reads them back.
 //!
 //! Every body begins with a version byte: 1, or 2 of a Return or a DeadIntent in which a consumer is named; the
-//! names then follow, `u32 count | count x string`, one per item, empty where none is known. All numbers are little-endian, all bytes are consumed.
+//! names then follow, `u32 count | count x string`, one per item, empty where none is known. All numbers are
+//! little-endian, all bytes are consumed.
 //!
 //! ```text
 //! Settle          u8 1 | u32 count | count x (16 subscription, u64 epoch, u8 form, ..)
@@ -15,7 +16,7 @@
 //! DeadIntent      u8 1 | u32 count | count x (16 subscription, u64 sub_epoch, u64 offset, u8 cause,
 //!                 u32 failures, u32 attempts, 16 target topic, u32 target partition, u64 sequence,
 //!                 u64 first_ms, u64 last_ms, string reason)
-//!                 cause 0 max failures   1 rejected   2 expired
+//!                 cause 0 max failures   1 rejected   2 expired   3 overflow   4 redriven
 //! DeadDone        u8 1 | u32 count | count x (16 subscription, u64 sub_epoch,
 //!                                             u32 count | count x u64 offset)
 //! Seek            u8 1 | 16 subscription | u64 epoch (new) | u64 to
@@ -259,34 +260,6 @@ impl StateCommand {
         if names.iter().all(|name| name.is_empty()) { Vec::new() } else { names }
     }
 
-    fn take_consumers(&mut self, input: &mut Reader<'_>) -> Result<(), CommandError> {
-        match self {
-            Self::Return(returned) => {
-                take_consumers(input, returned.iter_mut().map(|one| &mut one.consumer))?;
-            }
-            Self::DeadIntent(intents) => {
-                take_consumers(input, intents.iter_mut().map(|one| &mut one.letter.consumer))?;
-            }
-            Self::Settle(_)
-            | Self::DeadDone(_)
-            | Self::Seek { .. }
-            | Self::Subscribe { .. }
-            | Self::SetOwner { .. }
-            | Self::Unsubscribe { .. }
-            | Self::ProducerFence { .. }
-            | Self::ProducerExpire(_)
-            | Self::DelayCancel { .. }
-            | Self::EpochStart { .. } => {
-                let (kind, version) = (self.kind(), BODY_VERSION_CONSUMERS);
-                return Err(CommandError::Version { kind, version });
-            }
-        }
-        if self.consumers().is_empty() {
-            return Err(DecodeError::Invalid("names of nobody").into());
-        }
-        Ok(())
-    }
-
     /// What the body of a state entry says; `None` for kinds that change nothing here.
     ///
     /// # Errors
@@ -294,13 +267,28 @@ impl StateCommand {
     pub fn decode(kind: EntryKind, body: &[u8]) -> Result<Option<Self>, CommandError> {
         let mut input = Reader::new(body);
         let version: u8 = input.take()?;
-        if !(BODY_VERSION..=BODY_VERSION_CONSUMERS).contains(&version) {
+        let may_name = matches!(kind, EntryKind::Return | EntryKind::DeadIntent);
+        let names = may_name && version == BODY_VERSION_CONSUMERS;
+        if version != BODY_VERSION && !names {
             return Err(CommandError::Version { kind, version });
         }
-        let mut command = match kind {
+        let command = match kind {
             EntryKind::Settle => Self::Settle(input.take()?),
-            EntryKind::Return => Self::Return(input.take()?),
-            EntryKind::DeadIntent => Self::DeadIntent(input.take()?),
+            EntryKind::Return => {
+                let mut returned: Vec<Returned> = input.take()?;
+                if names {
+                    take_consumers(&mut input, returned.iter_mut().map(|one| &mut one.consumer))?;
+                }
+                Self::Return(returned)
+            }
+            EntryKind::DeadIntent => {
+                let mut intents: Vec<DeadIntent> = input.take()?;
+                if names {
+                    let owners = intents.iter_mut().map(|one| &mut one.letter.consumer);
+                    take_consumers(&mut input, owners)?;
+                }
+                Self::DeadIntent(intents)
+            }
             EntryKind::DeadDone => Self::DeadDone(input.take()?),
             EntryKind::Seek => Self::Seek {
                 subscription: input.take()?,
@@ -322,20 +310,15 @@ impl StateCommand {
                 node: input.take()?,
                 incarnation: input.take()?,
             },
-            EntryKind::TimeMark | EntryKind::StateHash if version == BODY_VERSION => {
-                return Ok(None);
-            }
-            EntryKind::TimeMark | EntryKind::StateHash => {
-                return Err(CommandError::Version { kind, version });
-            }
+            EntryKind::TimeMark | EntryKind::StateHash => return Ok(None),
             EntryKind::Data | EntryKind::Delayed | EntryKind::Metadata => {
                 return Err(CommandError::Kind(kind));
             }
         };
-        if version == BODY_VERSION_CONSUMERS {
-            command.take_consumers(&mut input)?;
-        }
         input.finish()?;
+        if names && command.consumers().is_empty() {
+            return Err(DecodeError::Invalid("names of nobody").into());
+        }
         Ok(Some(command))
     }
 
@@ -544,8 +527,17 @@ mod tests {
             Err(CommandError::Kind(EntryKind::Delayed))
         );
         assert_eq!(
-            StateCommand::decode(EntryKind::Seek, &[3]),
-            Err(CommandError::Version { kind: EntryKind::Seek, version: 3 })
+            StateCommand::decode(EntryKind::Seek, &[2]),
+            Err(CommandError::Version { kind: EntryKind::Seek, version: 2 })
+        );
+        assert_eq!(
+            StateCommand::decode(EntryKind::Return, &[3]),
+            Err(CommandError::Version { kind: EntryKind::Return, version: 3 })
+        );
+        let nobody = [2, 0, 0, 0, 0, 0, 0, 0, 0];
+        assert!(
+            StateCommand::decode(EntryKind::Return, &nobody).is_err(),
+            "one form for each body"
         );
         let mut settle = one_of_each()[0].encode().to_vec();
         settle[5 + 24] = 2;

@@ -89,8 +89,8 @@ impl<R: Clone> Partition<R> {
         self.queues.get(&id).is_some_and(Dispatcher::wants_target)
     }
 
-    /// Attaches a consumer, by its name for people, or one that comes back. `held` is what it holds from before, of the
-    /// subscription's epoch and the leadership in `held_epochs`.
+    /// Attaches a consumer, by its name for people, or one that comes back. `held` is what it holds from
+    /// before, of the subscription's epoch and the leadership in `held_epochs`.
     ///
     /// # Errors
     /// There is no such queue subscription here, or the disk has failed.
