@@ -76,3 +76,28 @@ fn a_session_goes_on_where_the_31_bits_that_an_entry_stores_wrap() {
         assert!(matches!(again, Outcome::Duplicate { .. }), "{sequence}: {again:?}");
     }
 }
+
+// A2: the code alone means that nothing is stored; the outcome says that nobody knows.
+#[test]
+fn a_publish_that_is_pending_when_a_leadership_ends_is_in_doubt_and_its_retry_is_stored_once() {
+    let mut stage = Stage::new(policy());
+    let before = stage.head(CLIENT, 0);
+    assert!(matches!(stage.publish_head(&before, false), Outcome::Committed { .. }));
+    stage.deposes = true;
+    let head = stage.head(CLIENT, 1);
+    let outcome = stage.publish_head(&head, false);
+    assert!(
+        matches!(&outcome, Outcome::Unknown { error } if error.code == ErrorCode::NotLeader),
+        "{outcome:?}"
+    );
+    stage.deposes = false;
+    stage.change_leader();
+    let head = stage.head(CLIENT, 1);
+    let again = stage.publish_head(&head, false);
+    assert!(
+        matches!(again, Outcome::Committed { .. }),
+        "the next leader did not have it: {again:?}"
+    );
+    let once_more = stage.publish_head(&head, false);
+    assert!(matches!(once_more, Outcome::Duplicate { .. }), "{once_more:?}");
+}

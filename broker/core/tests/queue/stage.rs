@@ -39,6 +39,8 @@ pub(crate) struct Stage {
     pub(crate) now: Now,
     /// The store takes no entry.
     pub(crate) refuses: bool,
+    /// The leadership ends before what is appended is committed.
+    pub(crate) deposes: bool,
     /// The hash of each message's key.
     pub(crate) key_of: fn(u64) -> u64,
     policy: QueuePolicy,
@@ -65,6 +67,7 @@ impl Stage {
             effects: Vec::new(),
             now: Now { wall: TimestampMs(1_000_000), monotonic: Duration::from_millis(10) },
             refuses: false,
+            deposes: false,
             key_of: |_offset| 0,
             policy,
             bounds: TopicBounds::default(),
@@ -97,9 +100,11 @@ impl Stage {
         self.partition.set_bounds(bounds);
     }
 
-    /// The leader's memory is lost; what is committed is not.
+    /// The leader's memory is lost, and what is not committed; what is committed is not.
     pub(crate) fn change_leader(&mut self) {
         self.leader_epoch += 1;
+        let end = self.partition.state().end().index;
+        self.entries.retain(|entry| entry.header.index < end);
         let bytes = self.partition.state().encode_snapshot();
         let state = PartitionState::decode_snapshot(&bytes).unwrap();
         self.partition = lead(self.leader_epoch, state);
@@ -114,6 +119,9 @@ impl Stage {
     pub(crate) fn follow(&mut self, decision: Decision<u64>) {
         if let Decision::Append(pending) = decision {
             self.append(pending);
+        }
+        if self.deposes {
+            return self.partition.depose(&mut self.effects);
         }
         self.commit();
     }

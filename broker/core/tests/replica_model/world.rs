@@ -5,6 +5,7 @@
 //! |---|---|
 //! | I1, I7 | a member of the in-sync set lacks a committed entry |
 //! | I2 | two leaders commit different entries at one place |
+//! | I3 | a replica's high watermark falls |
 //! | I4 | the in-sync set has fewer members than its minimum |
 //! | I5 | the leader's maximal set lacks a member of the controller's |
 //! | I9 | a replica is to cut what it knows to be committed |
@@ -681,7 +682,10 @@ impl World {
 
     fn commit(&mut self, b: usize, end: usize) -> Result<(), String> {
         let broker = &mut self.brokers[b];
-        broker.watermark = broker.watermark.max(end);
+        if end < broker.watermark {
+            return Err(format!("I3: {b} goes back from {} to {end}", broker.watermark));
+        }
+        broker.watermark = end;
         let entries = &broker.log[..end];
         let common = entries.len().min(self.committed.len());
         if entries[..common] != self.committed[..common] {
@@ -736,6 +740,9 @@ impl World {
                     let of = (Incarnation(broker.incarnation), epoch, stream);
                     let (to, durable) = (number(leader), place(durable_end));
                     self.send(Wire::Ack { from: b, to, of, durable })?;
+                }
+                FollowingEffect::HighWatermark(end) if place(end) < broker.watermark => {
+                    return Err(format!("I3: {b} goes back from {} to {end:?}", broker.watermark));
                 }
                 FollowingEffect::HighWatermark(end) => broker.watermark = place(end),
                 FollowingEffect::Reset(_) => return Err("everything is kept".to_string()),
